@@ -1,0 +1,1 @@
+"""Shipped defaults: the configuration and the descriptions of parameters."""

@@ -1,0 +1,1 @@
+"""Compositions: what happens, in which order."""

@@ -1,0 +1,1 @@
+"""What lies on disk: atomic, checksummed, queryable. Imports `bind_core` only."""

@@ -1,0 +1,1 @@
+"""One retryable step each, thin. `launchers` and `projection_job` know no Prefect."""
