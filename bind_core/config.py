@@ -1,0 +1,294 @@
+"""The one configuration of a data set.
+
+`DatasetConfig` is what the YAML file, the batch entry point's flags and the form in the Prefect UI all
+fill in. It is frozen, and it prints back as YAML.
+"""
+
+import hashlib
+import json
+import math
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from bind_core.errors import ConfigurationError
+from bind_core.projection import Backend
+from bind_core.windows import Windows
+
+
+class RotationPolicy(StrEnum):
+    """How the orientation of a sample is drawn."""
+
+    HAAR = "haar"
+    """Uniform on SO(3), from a seed that is unique to the sample."""
+    EULER = "euler"
+    """Three uniform Euler angles from the older generator's seed; only to continue an older data set."""
+
+
+class SplitPolicy(StrEnum):
+    """How simulations are divided into train and test."""
+
+    HASH = "hash"
+    """A keyed hash of the simulation's name: adding simulations moves none."""
+    SHUFFLE = "shuffle"
+    """The older generator's shuffle of all simulation numbers; only to continue an older data set."""
+
+
+class StarPolicy(StrEnum):
+    """Which particles of PartType4 the stellar map holds."""
+
+    ALL = "all"
+    """All of PartType4, wind-phase gas included, as the older generator did."""
+    NO_WIND = "no_wind"
+    """Only particles with GFM_StellarFormationTime > 0; wind-phase gas appears in no map."""
+
+
+class BlackHolePolicy(StrEnum):
+    """What becomes of black holes (PartType5)."""
+
+    EXCLUDE = "exclude"
+    """They appear in no map."""
+    WITH_STARS = "with_stars"
+    """Their mass is added to the stellar map."""
+
+
+class LauncherName(StrEnum):
+    """Who starts the MPI job of a block."""
+
+    MPIEXEC = "mpiexec"
+    """The `mpiexec` that belongs to the installed MPI library, on this machine."""
+
+
+class Stratum(BaseModel):
+    """A range of halo masses and the number of orientations each of its haloes gets."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min_mass: float = Field(1e13, ge=0, description="Haloes above this M200c are taken, in Msun/h (exclusive).")
+    max_mass: float = Field(
+        math.inf, gt=0, description="Haloes up to this M200c are taken, in Msun/h (inclusive)."
+    )
+    rotations: int = Field(10, ge=1, le=100_000, description="Random orientations per halo.")
+
+    @model_validator(mode="after")
+    def _range_is_not_empty(self) -> Self:
+        if not self.max_mass > self.min_mass:
+            raise ValueError(f"max_mass ({self.max_mass:g}) must be greater than min_mass ({self.min_mass:g})")
+        return self
+
+    @property
+    def name(self) -> str:
+        """The range as interval, e.g. ``(1e+13, inf]``."""
+        return f"({self.min_mass:g}, {self.max_mass:g}]"
+
+
+class DatasetConfig(BaseModel):
+    """Everything that defines a data set and how it is made.
+
+    Lengths are in Mpc/h and masses in Msun/h.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # Where
+    dmo_base: Path = Field(description="Folder that holds the dark-matter-only simulations, <set>_<i> each.")
+    hydro_base: Path = Field(description="Folder that holds the hydrodynamic simulations, <set>_<i> each.")
+    catalogue_base: Path = Field(
+        description="Folder that holds the halo catalogues of the dark-matter-only simulations, <set>_<i> each."
+    )
+    parameter_file: Path | None = Field(
+        None,
+        description="Table of simulation parameters. If empty, CosmoAstroSeed_*<set>*.txt is looked for in the "
+        "three base folders and the folders that hold them.",
+    )
+    output_root: Path = Field(description="Folder of the data set.")
+    set_name: str = Field(
+        "SB35", pattern=r"^[A-Za-z0-9][A-Za-z0-9+\-]*$", description="Set of simulations: SB35, 1P, CV, LH, …"
+    )
+    snapshot_number: int = Field(90, ge=0, le=9999, description="Snapshot; 90 is z = 0 (033 in older releases).")
+
+    # What a sample is
+    window_size: float = Field(6.25, gt=0, description="Side of the condition and of the targets, in Mpc/h.")
+    context_sizes: tuple[float, ...] = Field(
+        (12.5, 25.0, 50.0), description="Sides of the context maps, in Mpc/h; integer multiples of window_size."
+    )
+    depth: float = Field(50.0, gt=0, description="Extent along the line of sight, in Mpc/h.")
+    resolution: int = Field(128, ge=2, le=8192, description="Pixels per side of every map; even.")
+    stars: StarPolicy = Field(StarPolicy.ALL, description="Which particles count as stars.")
+    black_holes: BlackHolePolicy = Field(BlackHolePolicy.EXCLUDE, description="What becomes of black holes.")
+    backend: Backend = Field(Backend.FUSED, description="Implementation of the projection.")
+
+    # Which samples there are
+    strata: tuple[Stratum, ...] = Field(
+        (Stratum(),), min_length=1, description="Mass ranges with their number of orientations."
+    )
+    rotations: RotationPolicy = Field(RotationPolicy.HAAR, description="How orientations are drawn.")
+    root_seed: int = Field(1993, ge=0, lt=2**63, description="Seed of everything that is random.")
+    split: SplitPolicy = Field(SplitPolicy.HASH, description="How train and test are divided.")
+    test_fraction: float = Field(0.1, ge=0, le=1, description="Share of the simulations that form the test set.")
+    total_simulations: int | None = Field(
+        None, ge=1, description="Number of simulations of the suite; needed by split: shuffle only."
+    )
+
+    # How it is made
+    launcher: LauncherName = Field(LauncherName.MPIEXEC, description="Who starts the MPI jobs.")
+    ranks: int = Field(2, ge=1, le=4096, description="MPI ranks per block.")
+    simulations_per_block: int = Field(4, ge=1, description="Simulations per block, i.e. per MPI job and commit.")
+    concurrent_blocks: int = Field(1, ge=1, description="Blocks that are worked on at the same time.")
+    retries: int = Field(2, ge=0, description="Repeats of a step that failed for a reason that may pass.")
+    retry_delay: float = Field(5.0, ge=0, description="Seconds before the first repeat; doubled each time.")
+    pairing_threshold: float = Field(
+        0.95,
+        ge=-1,
+        le=1,
+        description="Correlation of the two dark-matter fields on a 16^3 mesh below which a pair is refused.",
+    )
+
+    @field_validator("context_sizes")
+    @classmethod
+    def _ascending(cls, sizes: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(sorted(sizes))
+
+    @field_validator("strata")
+    @classmethod
+    def _disjoint(cls, strata: tuple[Stratum, ...]) -> tuple[Stratum, ...]:
+        ordered = sorted(strata, key=lambda stratum: stratum.min_mass)
+        for lower, upper in zip(ordered, ordered[1:], strict=False):
+            if lower.max_mass > upper.min_mass:
+                raise ValueError(f"strata {lower.name} and {upper.name} overlap: a halo must belong to one only")
+        return strata
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        _ = self.windows
+        if self.split is SplitPolicy.SHUFFLE and self.total_simulations is None:
+            raise ValueError("split: shuffle needs total_simulations, the number that the older run was made with")
+        return self
+
+    @property
+    def windows(self) -> Windows:
+        """The maps' geometry."""
+        return Windows(
+            native_size=self.window_size,
+            context_sizes=self.context_sizes,
+            depth=self.depth,
+            resolution=self.resolution,
+        )
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The settings that decide what is in a sample and to which split it belongs.
+
+        Neither paths nor worker counts are among them, and neither are the strata: they decide which samples
+        there are, not what is in one.
+        """
+        names = {
+            "set_name",
+            "snapshot_number",
+            "window_size",
+            "context_sizes",
+            "depth",
+            "resolution",
+            "stars",
+            "black_holes",
+            "backend",
+            "rotations",
+            "root_seed",
+            "split",
+            "test_fraction",
+        }
+        if self.split is SplitPolicy.SHUFFLE:
+            names.add("total_simulations")
+        return self.model_dump(mode="json", include=names)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of `content`, as 64 hexadecimal digits."""
+        return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """Return the configuration as YAML that `from_yaml_text` reads back to an equal one."""
+        values = self.model_dump(mode="json")
+        for stratum in values["strata"]:
+            if stratum["max_mass"] is None:  # JSON has no infinity
+                stratum["max_mass"] = math.inf
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any], source: str = "the configuration") -> Self:
+        """Build a configuration from plain values.
+
+        Parameters
+        ----------
+        values : dict
+            Field values; unknown names are refused.
+        source : str
+            Where the values come from, for the error message.
+
+        Raises
+        ------
+        ConfigurationError
+            With every problem found, one a line.
+        """
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise ConfigurationError(_explain(error, source)) from None
+
+    @classmethod
+    def from_yaml(cls, path: Path, overrides: dict[str, Any] | None = None) -> Self:
+        """Read a configuration from a YAML file.
+
+        Parameters
+        ----------
+        path : Path
+            The file. Environment variables in its values are not expanded.
+        overrides : dict, optional
+            Values that replace those of the file.
+
+        Raises
+        ------
+        ConfigurationError
+            If the file cannot be read, is no YAML mapping, or has values that cannot be used.
+        """
+        return cls.from_values(read_yaml_mapping(path) | (overrides or {}), source=str(path))
+
+
+def read_yaml_mapping(path: Path) -> dict[str, Any]:
+    """Read the mapping that a YAML file of settings holds.
+
+    Raises
+    ------
+    ConfigurationError
+        If the file cannot be read or holds something other than a mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(
+            f"Cannot read the configuration file {path}: {error.strerror or error}. Give the path of a YAML file; "
+            f"`bind-data config` prints one to start from."
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"The configuration file {path} is not valid YAML: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigurationError(
+            f"The configuration file {path} must hold `name: value` lines, but it holds a {type(values).__name__}."
+        )
+    return {str(name): value for name, value in values.items()}
+
+
+def _explain(error: ValidationError, source: str) -> str:
+    lines = [f"{source} cannot be used:"]
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"]) or "(settings together)"
+        found = "" if problem["type"] in {"missing", "value_error"} else f" (found {problem['input']!r})"
+        lines.append(f"  {where}: {problem['msg'].removeprefix('Value error, ')}{found}")
+        if problem["type"] == "extra_forbidden":
+            lines[-1] += f"; known settings are {', '.join(DatasetConfig.model_fields)}"
+    return "\n".join(lines)
