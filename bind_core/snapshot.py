@@ -1,0 +1,462 @@
+"""Snapshots: their headers, and their particles in bounded slices, in Mpc/h and Msun/h."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+from pathlib import Path
+
+import h5py
+import hdf5plugin  # noqa: F401  (registers the Blosc filter, without which the public N-body files are unreadable)
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from bind_core.config import BlackHolePolicy, DatasetConfig, StarPolicy
+from bind_core.errors import SnapshotError
+from bind_core.suite import Role
+
+KPC_PER_MPC = 1000.0
+"""The files' unit of length is ckpc/h; ours is Mpc/h."""
+MASS_UNIT = 1e10
+"""The files' unit of mass in Msun/h."""
+SLICE_ROWS = 1 << 20
+"""Particles read at once: 24 MB of float64 coordinates."""
+BOX_TOLERANCE = 1e-6
+"""How far outside the box, in units of its size, rounding may put a position."""
+
+_FORMATION_TIME = "GFM_StellarFormationTime"
+
+
+class ParticleType(IntEnum):
+    """The particle types that are used, by their number in the files."""
+
+    GAS = 0
+    DARK_MATTER = 1
+    STARS = 4
+    BLACK_HOLES = 5
+
+
+class Component(StrEnum):
+    """A particle set that is projected as one."""
+
+    DMO = "dmo"
+    """Dark matter of the dark-matter-only run."""
+    DARK_MATTER = "dark_matter"
+    """Dark matter of the hydrodynamic run."""
+    GAS = "gas"
+    """Gas of the hydrodynamic run."""
+    STARS = "stars"
+    """Stars of the hydrodynamic run, by the star and black-hole policies."""
+
+    @property
+    def role(self) -> Role:
+        """The snapshot that holds it."""
+        return Role.DMO if self is Component.DMO else Role.HYDRO
+
+
+@dataclass(frozen=True)
+class SnapshotHeader:
+    """What one file of a snapshot says of itself."""
+
+    box_size: float
+    """Mpc/h."""
+    mass_table: tuple[float, ...]
+    """Msun/h by particle type; 0 where particles have masses of their own."""
+    counts_this_file: tuple[int, ...]
+    counts_total: tuple[int, ...]
+    number_of_files: int
+    redshift: float
+    omega0: float
+    hubble: float
+    omega_baryon: float | None
+    """None where the file does not say."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A range of rows of one particle type in one file."""
+
+    path: Path
+    particle_type: ParticleType
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class ComponentSource:
+    """Where a component's particles are, in file order."""
+
+    component: Component
+    box_size: float
+    """Mpc/h."""
+    pieces: tuple[Piece, ...]
+    """Aligned with the files' HDF5 chunks."""
+    uniform_mass: float | None
+    """Msun/h if all particles have this mass; None if each has its own."""
+    only_formed_stars: bool
+    """Leave wind-phase gas out."""
+
+    @property
+    def count(self) -> int:
+        """Number of particles in the files, before any are left out."""
+        return sum(piece.stop - piece.start for piece in self.pieces)
+
+
+@dataclass
+class PositionTally:
+    """Counts of what is wrong with positions and masses; tallies of parts add up."""
+
+    particles: int = 0
+    non_finite: int = 0
+    outside: int = 0
+    bad_masses: int = 0
+    lowest: float = float("inf")
+    """Mpc/h."""
+    highest: float = float("-inf")
+    """Mpc/h."""
+    mass: float = 0.0
+    """Msun/h."""
+
+    def merge(self, other: "PositionTally") -> None:
+        """Add another part's counts to these."""
+        self.particles += other.particles
+        self.non_finite += other.non_finite
+        self.outside += other.outside
+        self.bad_masses += other.bad_masses
+        self.lowest = min(self.lowest, other.lowest)
+        self.highest = max(self.highest, other.highest)
+        self.mass += other.mass
+
+
+@dataclass(frozen=True)
+class ParticleSlice:
+    """Some particles of a component, in file order."""
+
+    positions: NDArray[np.float32]
+    """(n, 3): Mpc/h in [0, box size)."""
+    masses: NDArray[np.float32] | None
+    """(n,): Msun/h; None where the component has a uniform mass."""
+    tally: PositionTally
+    """What was wrong with these particles in the file."""
+
+
+@contextmanager
+def open_hdf5(path: Path, error_type: type[Exception] = SnapshotError) -> Iterator[h5py.File]:
+    """Open an HDF5 file for reading, or raise `error_type` saying why that is not possible."""
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise error_type(
+            f"{path}: cannot be opened as HDF5: {error}. The file is missing, incomplete or damaged: fetch it again."
+        ) from error
+    with file:
+        yield file
+
+
+def attribute(file: h5py.File, name: str) -> NDArray | None:
+    """Return a header attribute as an array, from the first group of those that codes write it to; else None."""
+    for group in ("Header", "Parameters", "Cosmology"):
+        if group in file and name in file[group].attrs:
+            return np.atleast_1d(np.asarray(file[group].attrs[name]))
+    return None
+
+
+def read_header(path: Path) -> SnapshotHeader:
+    """Read the header of one file of a snapshot.
+
+    Raises
+    ------
+    SnapshotError
+        If the file is no HDF5 file, or an attribute is missing or no number.
+    """
+    with open_hdf5(path) as file:
+        if "Header" not in file:
+            raise SnapshotError(
+                f"{path}: has no group Header; expected a snapshot, found groups {', '.join(file) or '(none)'}. "
+                "Check that the base paths point at snapshots."
+            )
+
+        def numbers(*names: str) -> NDArray:
+            for name in names:
+                value = attribute(file, name)
+                if value is not None:
+                    if value.dtype.kind not in "fiu" or not np.all(np.isfinite(value)):
+                        raise SnapshotError(f"{path}: Header attribute {name} should be a number, found {value}.")
+                    return value
+            raise SnapshotError(
+                f"{path}: the attribute {names[0]} is in none of the groups Header, Parameters and Cosmology. "
+                "The header is incomplete: fetch the file again."
+            )
+
+        this_file = _counts(path, "NumPart_ThisFile", numbers("NumPart_ThisFile"))
+        totals = numbers("NumPart_Total")
+        high = attribute(file, "NumPart_Total_HighWord")
+        if high is not None and totals.dtype.itemsize <= 4:
+            totals = totals.astype(np.uint64) + (high.astype(np.uint64) << np.uint64(32))
+        omega_baryon = attribute(file, "OmegaBaryon")
+        return SnapshotHeader(
+            box_size=_box_size(path, numbers("BoxSize")),
+            mass_table=tuple((numbers("MassTable").astype(np.float64) * MASS_UNIT).tolist()),
+            counts_this_file=this_file,
+            counts_total=_counts(path, "NumPart_Total", totals),
+            number_of_files=int(numbers("NumFilesPerSnapshot")[0]),
+            redshift=float(numbers("Redshift")[0]),
+            omega0=float(numbers("Omega0")[0]),
+            hubble=float(numbers("HubbleParam")[0]),
+            omega_baryon=None if omega_baryon is None else float(omega_baryon[0]),
+        )
+
+
+def particle_types(component: Component, config: DatasetConfig) -> tuple[ParticleType, ...]:
+    """Return the particle types that a component is made of under a configuration's policies."""
+    if component is Component.GAS:
+        return (ParticleType.GAS,)
+    if component is not Component.STARS:
+        return (ParticleType.DARK_MATTER,)
+    if config.black_holes is BlackHolePolicy.WITH_STARS:
+        return (ParticleType.STARS, ParticleType.BLACK_HOLES)
+    return (ParticleType.STARS,)
+
+
+def component_source(component: Component, files: Sequence[Path], config: DatasetConfig) -> ComponentSource:
+    """Find out where a component's particles are and how they are stored.
+
+    Parameters
+    ----------
+    component : Component
+        What to look for.
+    files : sequence of Path
+        The files of the component's snapshot, in chunk order.
+    config : DatasetConfig
+        Gives the policies for wind and black holes.
+
+    Raises
+    ------
+    SnapshotError
+        If a file is damaged, a dataset is missing or malformed, or particles have no mass.
+    """
+    pieces: list[Piece] = []
+    uniform: set[float] = set()
+    has_own_masses = False
+    box_size = 0.0
+    only_formed_stars = component is Component.STARS and config.stars is StarPolicy.NO_WIND
+    for path in files:
+        header = read_header(path)
+        box_size = header.box_size
+        with open_hdf5(path) as file:
+            for particle_type in particle_types(component, config):
+                coordinates = checked_dataset(file, path, particle_type, "Coordinates")
+                if coordinates is None:
+                    continue
+                if checked_dataset(file, path, particle_type, "Masses", optional=True) is not None:
+                    has_own_masses = True
+                else:
+                    uniform.add(_table_mass(path, header, particle_type))
+                if only_formed_stars and particle_type is ParticleType.STARS:
+                    checked_dataset(file, path, particle_type, _FORMATION_TIME)
+                pieces.extend(_pieces(path, particle_type, coordinates))
+    same_mass = len(uniform) == 1 and not has_own_masses
+    return ComponentSource(
+        component=component,
+        box_size=box_size,
+        pieces=tuple(pieces),
+        uniform_mass=uniform.pop() if same_mass else None,
+        only_formed_stars=only_formed_stars,
+    )
+
+
+def checked_dataset(
+    file: h5py.File, path: Path, particle_type: ParticleType, name: str, *, optional: bool = False
+) -> h5py.Dataset | None:
+    """Return a particle dataset whose shape and type fit its coordinates.
+
+    Returns
+    -------
+    h5py.Dataset or None
+        None if the particle type is absent or empty, or if the dataset is missing and `optional`.
+
+    Raises
+    ------
+    SnapshotError
+        If the dataset is missing though there are particles, or has the wrong shape or type.
+    """
+    group = file.get(f"PartType{int(particle_type)}")
+    counts = attribute(file, "NumPart_ThisFile")
+    counted = 0 if counts is None or len(counts) <= particle_type else int(counts[particle_type])
+    where = f"{path}: dataset PartType{int(particle_type)}/{name}"
+    dataset = group.get(name) if isinstance(group, h5py.Group) else None
+    if not isinstance(dataset, h5py.Dataset):
+        if counted == 0 or optional:
+            return None
+        raise SnapshotError(f"{where} is missing, though the header counts {counted} particles. Fetch the file again.")
+    shape = (counted, 3) if name == "Coordinates" else (counted,)
+    if dataset.shape != shape:
+        raise SnapshotError(
+            f"{where} has shape {dataset.shape}, but NumPart_ThisFile asks for {shape}. The file is incomplete or "
+            "its header is wrong: fetch it again."
+        )
+    if dataset.dtype.kind != "f" or dataset.dtype.itemsize not in (4, 8):
+        raise SnapshotError(f"{where} should hold 32- or 64-bit floating-point numbers, found {dataset.dtype}.")
+    return dataset if counted else None
+
+
+def share_of(pieces: Sequence[Piece], part: int, parts: int) -> list[Piece]:
+    """Return the pieces of one of several workers.
+
+    The workers' shares are contiguous and follow each other in file order, so that together, in the order of the
+    workers, they are the particles in file order. They are balanced by rows, at the granularity of pieces.
+    """
+    total = sum(piece.stop - piece.start for piece in pieces)
+    mine = []
+    seen = 0
+    for piece in pieces:
+        middle = seen + (piece.stop - piece.start) / 2
+        if min(parts - 1, int(middle * parts / total)) == part:
+            mine.append(piece)
+        seen += piece.stop - piece.start
+    return mine
+
+
+def read_slices(source: ComponentSource, pieces: Sequence[Piece]) -> Iterator[ParticleSlice]:
+    """Read some of a component's pieces in bounded slices.
+
+    Parameters
+    ----------
+    source : ComponentSource
+        The component.
+    pieces : sequence of Piece
+        The pieces to read, in order.
+
+    Yields
+    ------
+    ParticleSlice
+        At most `SLICE_ROWS` particles each, unless one HDF5 chunk is larger.
+
+    Raises
+    ------
+    SnapshotError
+        If a dataset cannot be decompressed or read.
+    """
+    file: h5py.File | None = None
+    try:
+        for piece in pieces:
+            if file is None or file.filename != str(piece.path):
+                if file is not None:
+                    file.close()
+                file = _opened(piece.path)
+            try:
+                yield _read_piece(file, source, piece)
+            except (OSError, RuntimeError) as error:
+                raise SnapshotError(
+                    f"{piece.path}: cannot read rows {piece.start} to {piece.stop} of "
+                    f"PartType{int(piece.particle_type)}: {error}. The file is damaged: fetch it again."
+                ) from error
+    finally:
+        if file is not None:
+            file.close()
+
+
+def _opened(path: Path) -> h5py.File:
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise SnapshotError(f"{path}: cannot be opened as HDF5: {error}. Fetch the file again.") from error
+
+
+def _read_piece(file: h5py.File, source: ComponentSource, piece: Piece) -> ParticleSlice:
+    group = file[f"PartType{int(piece.particle_type)}"]
+    rows = slice(piece.start, piece.stop)
+    raw = _native(group["Coordinates"], rows)
+    positions = np.empty(raw.shape, dtype=np.float32)
+    tally = PositionTally(particles=len(raw))
+    tally.non_finite, tally.outside, tally.lowest, tally.highest = _into_box(
+        raw, 1.0 / KPC_PER_MPC, source.box_size, BOX_TOLERANCE * source.box_size, positions
+    )
+    masses = None
+    if "Masses" in group:
+        own = _native(group["Masses"], rows).astype(np.float64) * MASS_UNIT
+        tally.bad_masses = int(np.count_nonzero(~(np.isfinite(own) & (own > 0))))
+        tally.mass = float(np.sum(own))
+        masses = own.astype(np.float32)
+    else:
+        table_mass = source.uniform_mass
+        if table_mass is None:
+            table_mass = _table_mass(piece.path, read_header(piece.path), piece.particle_type)
+            masses = np.full(len(raw), table_mass, dtype=np.float32)
+        tally.mass = table_mass * len(raw)
+    if source.only_formed_stars and piece.particle_type is ParticleType.STARS:
+        formed = _native(group[_FORMATION_TIME], rows) > 0
+        positions = positions[formed]
+        masses = None if masses is None else masses[formed]
+    return ParticleSlice(positions, masses, tally)
+
+
+def _native(dataset: h5py.Dataset, rows: slice) -> NDArray:
+    """Read rows in this machine's byte order."""
+    return np.asarray(dataset[rows], dtype=dataset.dtype.newbyteorder("="))
+
+
+def _pieces(path: Path, particle_type: ParticleType, coordinates: h5py.Dataset) -> Iterator[Piece]:
+    chunk_rows = coordinates.chunks[0] if coordinates.chunks else SLICE_ROWS
+    rows = max(1, SLICE_ROWS // chunk_rows) * chunk_rows
+    for start in range(0, len(coordinates), rows):
+        yield Piece(path, particle_type, start, min(start + rows, len(coordinates)))
+
+
+def _table_mass(path: Path, header: SnapshotHeader, particle_type: ParticleType) -> float:
+    mass = header.mass_table[particle_type] if particle_type < len(header.mass_table) else 0.0
+    if not mass > 0:
+        raise SnapshotError(
+            f"{path}: PartType{int(particle_type)} has no dataset Masses, and MassTable[{int(particle_type)}] is "
+            f"{mass / MASS_UNIT:g}. One of the two must give the mass: fetch the file again."
+        )
+    return mass
+
+
+def _counts(path: Path, name: str, values: NDArray) -> tuple[int, ...]:
+    if len(values) <= ParticleType.BLACK_HOLES or np.any(values < 0):
+        raise SnapshotError(
+            f"{path}: Header attribute {name} should be a non-negative count for each of at least "
+            f"{ParticleType.BLACK_HOLES + 1} particle types, found {values.tolist()}."
+        )
+    return tuple(int(value) for value in values)
+
+
+def _box_size(path: Path, values: NDArray) -> float:
+    if np.any(values != values[0]) or not values[0] > 0:
+        raise SnapshotError(
+            f"{path}: Header attribute BoxSize should be one positive size (a cubic box), found {values.tolist()}."
+        )
+    return float(values[0]) / KPC_PER_MPC
+
+
+@numba.njit(cache=True, nogil=True)
+def _into_box(raw, factor, box_size, tolerance, out):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """Scale positions into `out`, wrapped into [0, box_size); return how many are wrong and the extremes."""
+    non_finite = 0
+    outside = 0
+    lowest = np.inf
+    highest = -np.inf
+    single_box = np.float32(box_size)
+    for i in range(raw.shape[0]):
+        finite = True
+        inside = True
+        for k in range(3):
+            x = np.float64(raw[i, k]) * factor
+            if not np.isfinite(x):
+                finite = False
+                out[i, k] = np.float32(0.0)
+                continue
+            lowest = min(lowest, x)
+            highest = max(highest, x)
+            if x < -tolerance or x > box_size + tolerance:
+                inside = False
+            x -= box_size * np.floor(x / box_size)
+            single = np.float32(x)
+            out[i, k] = single if single < single_box else np.float32(0.0)
+        if not finite:
+            non_finite += 1
+        elif not inside:
+            outside += 1
+    return non_finite, outside, lowest, highest
