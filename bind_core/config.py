@@ -68,9 +68,7 @@ class Stratum(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     min_mass: float = Field(1e13, ge=0, description="Haloes above this M200c are taken, in Msun/h (exclusive).")
-    max_mass: float = Field(
-        math.inf, gt=0, description="Haloes up to this M200c are taken, in Msun/h (inclusive)."
-    )
+    max_mass: float = Field(math.inf, gt=0, description="Haloes up to this M200c are taken, in Msun/h (inclusive).")
     rotations: int = Field(10, ge=1, le=100_000, description="Random orientations per halo.")
 
     @model_validator(mode="after")
@@ -113,7 +111,8 @@ class DatasetConfig(BaseModel):
     # What a sample is
     window_size: float = Field(6.25, gt=0, description="Side of the condition and of the targets, in Mpc/h.")
     context_sizes: tuple[float, ...] = Field(
-        (12.5, 25.0, 50.0), description="Sides of the context maps, in Mpc/h; integer multiples of window_size."
+        (12.5, 25.0, 50.0),
+        description="Sides of the context maps, in Mpc/h; integer multiples of window_size.",
     )
     depth: float = Field(50.0, gt=0, description="Extent along the line of sight, in Mpc/h.")
     resolution: int = Field(128, ge=2, le=8192, description="Pixels per side of every map; even.")

@@ -164,4 +164,6 @@ def _read(file: h5py.File, path: Path, name: str, shape: tuple[int, ...]) -> NDA
     try:
         return np.asarray(dataset[...], dtype=np.float64)
     except OSError as error:
-        raise CatalogueError(f"{path}: cannot read Group/{name}: {error}. The file is damaged: fetch it again.") from error
+        raise CatalogueError(
+            f"{path}: cannot read Group/{name}: {error}. The file is damaged: fetch it again."
+        ) from error

@@ -79,7 +79,7 @@ def rotation_matrix(policy: RotationPolicy, entropy: tuple[int, ...]) -> Rotatio
     """
     if policy is RotationPolicy.EULER:
         # The legacy generator is what the older data sets were drawn with.
-        angles = np.random.RandomState(entropy[0]).uniform(0.0, 2.0 * np.pi, 3)  # noqa: NPY002
+        angles = np.random.RandomState(entropy[0]).uniform(0.0, 2.0 * np.pi, 3)
         return euler_matrix(angles)
     normal = np.random.default_rng(np.random.SeedSequence(entropy)).standard_normal(4)
     return quaternion_matrix(normal / np.linalg.norm(normal))

@@ -1,0 +1,418 @@
+"""Whether a simulation's input is whole, paired and in range: all findings at once.
+
+There are two depths. `inspect_simulation` opens the files and compares headers, counts, shapes, the catalogue and the
+parameter table; it reads no particle. `check_content` reads them all.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bind_core.config import DatasetConfig
+from bind_core.content import ContentCheck
+from bind_core.errors import BindDataError
+from bind_core.findings import REFETCH, Finding, FindingCode, blocks
+from bind_core.halos import HaloCatalogue, read_catalogue
+from bind_core.parameters import ParameterTable
+from bind_core.snapshot import (
+    BOX_TOLERANCE,
+    Component,
+    ParticleType,
+    SnapshotHeader,
+    component_source,
+    particle_types,
+    read_header,
+    read_slices,
+)
+from bind_core.suite import InputFiles, Role, SimulationFiles
+
+_HEADER_TOLERANCES = {
+    "box_size": ("BoxSize", 1e-5),
+    "omega0": ("Omega0", 1e-3),
+    "hubble": ("HubbleParam", 1e-3),
+}
+_REDSHIFT_TOLERANCE = 1e-3
+_PARAMETER_TOLERANCE = 1e-3
+_PARAMETERS_IN_HEADER = {"Omega0": "omega0", "HubbleParam": "hubble", "OmegaBaryon": "omega_baryon"}
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect_simulation` learnt of a simulation without reading its particles."""
+
+    files: SimulationFiles
+    findings: tuple[Finding, ...]
+    headers: dict[Role, tuple[SnapshotHeader, ...]] = field(default_factory=dict)
+    """Of the snapshots whose headers could all be read."""
+    catalogue: HaloCatalogue | None = None
+    parameters: NDArray[np.float64] | None = None
+    """(P,): in the table's order."""
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the simulation cannot be used."""
+        return blocks(self.findings)
+
+
+def inspect_simulation(files: SimulationFiles, config: DatasetConfig, table: ParameterTable) -> Inspection:
+    """Check everything about a simulation that can be told without reading particles.
+
+    Parameters
+    ----------
+    files : SimulationFiles
+        The simulation.
+    config : DatasetConfig
+        Gives the policies, which decide which datasets are needed.
+    table : ParameterTable
+        The suite's parameters.
+
+    Returns
+    -------
+    Inspection
+        With all findings; never raises for bad input.
+    """
+    findings: list[Finding] = []
+    headers: dict[Role, tuple[SnapshotHeader, ...]] = {}
+    for inputs in (files.dmo, files.hydro):
+        findings += _file_findings(files.name, inputs)
+        if inputs.files:
+            read, unreadable = _read_headers(files.name, inputs)
+            findings += unreadable
+            if len(read) == len(inputs.files):
+                headers[inputs.role] = tuple(read.values())
+            findings += _snapshot_findings(files.name, inputs, read, config)
+    catalogue, catalogue_findings = _read_catalogue(files)
+    findings += catalogue_findings
+    findings += _pair_findings(files, headers, catalogue)
+    if catalogue is not None:
+        findings += _halo_findings(files, catalogue, headers, config)
+    parameters, parameter_findings = _parameter_findings(files.name, headers, table)
+    findings += parameter_findings
+    return Inspection(files, tuple(findings), headers, catalogue, parameters)
+
+
+def check_content(inspection: Inspection, config: DatasetConfig) -> list[Finding]:
+    """Read all particles of a simulation, as far as its files allow, and return what is wrong with them."""
+    boxes = [headers[0].box_size for headers in inspection.headers.values()]
+    check = ContentCheck(inspection.files.name, boxes[0] if boxes else 0.0)
+    findings: list[Finding] = []
+    for component in Component:
+        if component.role not in inspection.headers:
+            continue
+        files = inspection.files.dmo if component.role is Role.DMO else inspection.files.hydro
+        check.box_size = inspection.headers[component.role][0].box_size
+        try:
+            source = component_source(component, files.files, config)
+            check.start(component, source.count)
+            for particles in read_slices(source, source.pieces):
+                check.add(component, particles)
+        except BindDataError as error:
+            findings.append(unreadable(inspection.files.name, error))
+            check.tallies.pop(component, None)
+            check.meshes.pop(component, None)
+    findings += check.findings(config, inspection.headers)
+    return [finding for finding in findings if finding not in inspection.findings]
+
+
+def validate_simulation(files: SimulationFiles, config: DatasetConfig, table: ParameterTable) -> Inspection:
+    """Check a simulation at both depths; this reads every particle.
+
+    Returns
+    -------
+    Inspection
+        With the findings of both depths.
+    """
+    inspection = inspect_simulation(files, config, table)
+    content = check_content(inspection, config)
+    return Inspection(
+        files,
+        inspection.findings + tuple(content),
+        inspection.headers,
+        inspection.catalogue,
+        inspection.parameters,
+    )
+
+
+def unreadable(simulation: str, error: BindDataError) -> Finding:
+    """Return the finding that a reading error amounts to."""
+    where, _, rest = str(error).partition(": ")
+    return Finding(
+        FindingCode.UNREADABLE,
+        simulation,
+        where,
+        "a whole, readable file",
+        rest.split(". ")[0],
+        _advice(rest),
+    )
+
+
+def _advice(message: str) -> str:
+    sentences = message.rstrip(".").split(". ")
+    return (sentences[-1] if len(sentences) > 1 else REFETCH.rstrip(".")) + "."
+
+
+def _file_findings(simulation: str, inputs: InputFiles) -> Iterator[Finding]:
+    if not inputs.files:
+        yield Finding(
+            FindingCode.MISSING_FILES,
+            simulation,
+            f"{inputs.role.value}: {inputs.folder}",
+            "one of " + ", ".join(inputs.expected),
+            "none of them" if inputs.folder.is_dir() else "no such folder",
+            "Fetch the files, or correct the base path or the snapshot number.",
+        )
+    if inputs.rivals:
+        yield Finding(
+            FindingCode.AMBIGUOUS_FILES,
+            simulation,
+            f"{inputs.role.value}: {inputs.folder}",
+            "one layout only",
+            ", ".join(str(path.relative_to(inputs.folder)) for path in (inputs.files[0], *inputs.rivals)),
+            "Remove those that do not belong there.",
+        )
+
+
+def _read_headers(simulation: str, inputs: InputFiles) -> tuple[dict[Path, SnapshotHeader], list[Finding]]:
+    headers, findings = {}, []
+    for path in inputs.files:
+        try:
+            headers[path] = read_header(path)
+        except BindDataError as error:
+            findings.append(unreadable(simulation, error))
+    return headers, findings
+
+
+def _chunk_findings(simulation: str, inputs: InputFiles, numbers_of_files: Sequence[int]) -> Iterator[Finding]:
+    """Compare the files found with the number of files that the headers ask for."""
+    numbers = inputs.chunks or (0,)
+    asked = sorted(set(numbers_of_files))
+    if len(asked) > 1:
+        yield Finding(
+            FindingCode.HEADER_MISMATCH,
+            simulation,
+            f"{inputs.role.value}: {inputs.files[0].parent}",
+            "the same number of files in every header",
+            ", ".join(str(number) for number in asked),
+            "The files do not belong together. " + REFETCH,
+        )
+    for expected in asked[-1:]:
+        if tuple(numbers) == tuple(range(expected)):
+            continue
+        missing = sorted(set(range(min(expected, 1 << 16))) - set(numbers))
+        shown = ", ".join(str(number) for number in missing[:10]) + (", …" if len(missing) > 10 else "")
+        yield Finding(
+            FindingCode.MISSING_CHUNK,
+            simulation,
+            f"{inputs.role.value}: {inputs.files[0].parent}",
+            f"{expected} file{'s' if expected != 1 else ''}, as the header says",
+            f"{len(numbers)}" + (f"; number {shown} missing" if missing else ""),
+            "Fetch the missing files." if missing else "Remove the files that do not belong there.",
+        )
+
+
+def _snapshot_findings(
+    simulation: str, inputs: InputFiles, headers: dict[Path, SnapshotHeader], config: DatasetConfig
+) -> Iterator[Finding]:
+    if not headers:
+        return
+    yield from _chunk_findings(simulation, inputs, [header.number_of_files for header in headers.values()])
+    first = next(iter(headers.values()))
+    for path, header in headers.items():
+        yield from _compare(simulation, (str(inputs.files[0]), first), (str(path), header))
+    components = [component for component in Component if component.role is inputs.role]
+    used = sorted({kind for component in components for kind in particle_types(component, config)})
+    for kind in used:
+        totals = {header.counts_total[kind] for header in headers.values()}
+        if len(totals) > 1:
+            yield Finding(
+                FindingCode.HEADER_MISMATCH,
+                simulation,
+                f"{inputs.role.value}: {inputs.files[0].parent}, NumPart_Total[{int(kind)}]",
+                "the same total in every file",
+                ", ".join(str(total) for total in sorted(totals)),
+                "The files do not belong together. " + REFETCH,
+            )
+        counted = sum(header.counts_this_file[kind] for header in headers.values())
+        if len(headers) == len(inputs.files) and counted != max(totals):
+            yield Finding(
+                FindingCode.WRONG_COUNT,
+                simulation,
+                f"{inputs.role.value}: {inputs.files[0].parent}, PartType{int(kind)}",
+                f"{max(totals):,} particles (NumPart_Total)",
+                f"{counted:,} in {len(headers)} file{'s' if len(headers) != 1 else ''}",
+                "A file is missing, incomplete or of another run. " + REFETCH,
+            )
+    needed = {ParticleType.DARK_MATTER} | ({ParticleType.GAS} if inputs.role is Role.HYDRO else set())
+    for kind in sorted(needed):
+        if all(header.counts_total[kind] == 0 for header in headers.values()):
+            yield Finding(
+                FindingCode.NO_PARTICLES,
+                simulation,
+                f"{inputs.role.value}: {inputs.files[0]}, PartType{int(kind)}",
+                f"{kind.name.lower().replace('_', ' ')} particles",
+                "none (NumPart_Total is 0)",
+                "Check that the base path points at the right kind of run.",
+            )
+    seen: set[str] = set()
+    for component in components:
+        for path in headers:
+            try:
+                component_source(component, [path], config)
+            except BindDataError as error:
+                finding = unreadable(simulation, error)
+                if finding.where not in seen:
+                    yield finding
+                seen.add(finding.where)
+
+
+def _compare(
+    simulation: str, first: tuple[str, SnapshotHeader], second: tuple[str, SnapshotHeader]
+) -> Iterator[Finding]:
+    """Compare the cosmology and box of two headers."""
+    (first_path, a), (second_path, b) = first, second
+    for attribute, (name, tolerance) in _HEADER_TOLERANCES.items():
+        yield from _differ(
+            simulation,
+            name,
+            (first_path, getattr(a, attribute)),
+            (second_path, getattr(b, attribute)),
+            tolerance * abs(getattr(a, attribute)),
+        )
+    yield from _differ(simulation, "Redshift", (first_path, a.redshift), (second_path, b.redshift), _REDSHIFT_TOLERANCE)
+
+
+def _differ(
+    simulation: str, name: str, first: tuple[str, float], second: tuple[str, float | None], tolerance: float
+) -> Iterator[Finding]:
+    if second[1] is None or abs(first[1] - second[1]) <= tolerance:
+        return
+    yield Finding(
+        FindingCode.HEADER_MISMATCH,
+        simulation,
+        f"{second[0]}, {name}",
+        f"{first[1]:g}, as in {first[0]}",
+        f"{second[1]:g}",
+        "The files are not of the same simulation and snapshot.",
+    )
+
+
+def _pair_findings(
+    files: SimulationFiles, headers: dict[Role, tuple[SnapshotHeader, ...]], catalogue: HaloCatalogue | None
+) -> Iterator[Finding]:
+    if Role.DMO in headers and Role.HYDRO in headers:
+        yield from _compare(
+            files.name,
+            (str(files.dmo.files[0]), headers[Role.DMO][0]),
+            (str(files.hydro.files[0]), headers[Role.HYDRO][0]),
+        )
+    if Role.DMO in headers and catalogue is not None:
+        snapshot = headers[Role.DMO][0]
+        for path, header in zip(files.catalogue.files, catalogue.headers, strict=True):
+            for name, mine, theirs, tolerance in (
+                ("BoxSize", snapshot.box_size, header.box_size, 1e-5 * snapshot.box_size),
+                ("Redshift", snapshot.redshift, header.redshift, _REDSHIFT_TOLERANCE),
+                ("Omega0", snapshot.omega0, header.omega0, 1e-3 * snapshot.omega0),
+                ("HubbleParam", snapshot.hubble, header.hubble, 1e-3 * snapshot.hubble),
+            ):
+                yield from _differ(files.name, name, (str(files.dmo.files[0]), mine), (str(path), theirs), tolerance)
+
+
+def _read_catalogue(files: SimulationFiles) -> tuple[HaloCatalogue | None, list[Finding]]:
+    inputs = files.catalogue
+    findings = list(_file_findings(files.name, inputs))
+    if not inputs.files:
+        return None, findings
+    try:
+        catalogue = read_catalogue(inputs.files)
+    except BindDataError as error:
+        return None, [*findings, unreadable(files.name, error)]
+    findings += _chunk_findings(files.name, inputs, [header.number_of_files for header in catalogue.headers])
+    counted = sum(header.groups_this_file for header in catalogue.headers)
+    for total in sorted({header.groups_total for header in catalogue.headers} - {counted}):
+        findings.append(
+            Finding(
+                FindingCode.WRONG_COUNT,
+                files.name,
+                f"catalogue: {inputs.files[0].parent}",
+                f"{total:,} groups (Ngroups_Total)",
+                f"{counted:,} in {len(inputs.files)} file{'s' if len(inputs.files) != 1 else ''}",
+                "A file is missing, incomplete or of another run. " + REFETCH,
+            )
+        )
+    return catalogue, findings
+
+
+def _halo_findings(
+    files: SimulationFiles,
+    catalogue: HaloCatalogue,
+    headers: dict[Role, tuple[SnapshotHeader, ...]],
+    config: DatasetConfig,
+) -> Iterator[Finding]:
+    where = f"catalogue: {files.catalogue.files[0].parent}"
+    bad_mass = ~np.isfinite(catalogue.masses) | (catalogue.masses < 0)
+    if np.any(bad_mass):
+        yield Finding(
+            FindingCode.BAD_HALO,
+            files.name,
+            f"{where}, Group_M_Crit200",
+            "finite masses",
+            f"{int(bad_mass.sum()):,} that are not; first at group {int(np.argmax(bad_mass))}",
+            REFETCH,
+        )
+    box = headers[Role.DMO][0].box_size if Role.DMO in headers else catalogue.headers[0].box_size
+    lowest = min(stratum.min_mass for stratum in config.strata)
+    wanted = catalogue.masses > lowest
+    edge = BOX_TOLERANCE * (box or 0.0)
+    inside = np.isfinite(catalogue.centers) & (catalogue.centers >= -edge)
+    if box is not None:
+        inside &= catalogue.centers <= box + edge
+    outside = wanted & ~np.all(inside, axis=1)
+    if np.any(outside):
+        first = int(np.argmax(outside))
+        yield Finding(
+            FindingCode.BAD_HALO,
+            files.name,
+            f"{where}, GroupPos",
+            f"finite positions in [0, {box:g}] Mpc/h" if box is not None else "finite positions",
+            f"{int(outside.sum()):,} of {int(wanted.sum()):,} massive groups elsewhere; group {first} at "
+            f"{catalogue.centers[first].tolist()}",
+            REFETCH,
+        )
+
+
+def _parameter_findings(
+    simulation: str, headers: dict[Role, tuple[SnapshotHeader, ...]], table: ParameterTable
+) -> tuple[NDArray[np.float64] | None, list[Finding]]:
+    reason = table.unusable.get(simulation)
+    if reason is not None or simulation not in table.rows:
+        return None, [
+            Finding(
+                FindingCode.NO_PARAMETERS,
+                simulation,
+                str(table.file),
+                f"one usable row called {simulation}",
+                reason or f"none among {len(table.rows):,}",
+                "Add or correct the row, or name another table with parameter_file (--param_file).",
+            )
+        ]
+    values = table.values(simulation)
+    findings = [
+        Finding(
+            FindingCode.PARAMETERS_CONTRADICT_HEADER,
+            simulation,
+            f"{table.file}, {name}",
+            f"{expected:g}, as in the header of the {role.value} snapshot",
+            f"{values[name]:g}",
+            "The row or the snapshot belongs to another simulation.",
+        )
+        for name, attribute in _PARAMETERS_IN_HEADER.items()
+        if name in values
+        for role, role_headers in headers.items()
+        for expected in [getattr(role_headers[0], attribute)]
+        # A dark-matter-only run may rightly say that it has no baryons.
+        if expected and abs(values[name] - expected) > _PARAMETER_TOLERANCE * abs(expected)
+    ]
+    return table.rows[simulation], findings
