@@ -1,0 +1,452 @@
+"""Compiled kernels of the fused projection: walk the cells that a window crosses, rotate, deposit.
+
+The algorithm, from the outside in:
+
+1. `deposit_window` walks the *unwrapped* cells: integer triples (I, J, K) that tile all of space, of which
+   (I mod n, J mod n, K mod n) is a cell of the mesh while the quotients number the periodic image. For every I
+   the range of J, and for every (I, J) the range of K, in which cell centres can touch the window follow from
+   linear inequalities (Fourier-Motzkin elimination): only rows that cross the window are visited, in whatever
+   image, in boxes smaller or larger than the window.
+2. A row is cut into pieces that belong to one *level* (the narrowest window that the cell touches) and that
+   lie wholly inside the depth or not. Each level has a grid with the coarsest pixel from which all wider maps
+   can still be summed up, and a margin wide enough for every cell of the level: the bulk needs no test at all.
+   Pieces that straddle the depth limit are sieved first, with z' in the very expression of the reference.
+3. Particles are handled in blocks: a vectorised pass computes pixel and weights, a scalar pass deposits. CIC
+   on native nodes followed by a sum over blocks of g native pixels shares a particle between two coarse pixels
+   of an axis only if it lies between the last node of one block and the first of the next; else it is one add.
+
+All arithmetic is float64. What bounds the speed is the scattered read-modify-write of the deposit, then the
+vectorised pass; the knob worth turning is the number of cells per side of the mesh.
+"""
+
+import numba
+import numpy as np
+
+#: Particles per block: their pixel numbers and weights stay in the first-level cache.
+BLOCK = 256
+#: Added to every half-width of the walk, Mpc/h: far above rounding, so that no cell is missed.
+WALK_SLACK = 1e-7
+
+_compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
+_inlined = numba.njit(cache=True, nogil=True, error_model="numpy", inline="always")
+# Multiply-adds may be fused: faster, and at least as accurate
+_contracted = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+
+
+@_inlined
+def _interval(
+    offset: float, slope: float, half: float, low: float, high: float
+) -> tuple[float, float]:  # pragma: no cover - compiled
+    """Narrow [low, high] to the t with |offset + slope * t| <= half; an empty result has low > high."""
+    if abs(slope) < 1e-9:
+        if abs(offset) > half + WALK_SLACK:
+            return 1.0, 0.0
+        return low, high
+    a = (-half - offset) / slope
+    b = (half - offset) / slope
+    return max(low, min(a, b)), min(high, max(a, b))
+
+
+@_contracted
+def _coordinates(
+    positions: np.ndarray,
+    masses: np.ndarray,
+    weighted: bool,
+    axes: np.ndarray,
+    block_size: float,
+    stride: int,
+    pixel: np.ndarray,
+    weights: np.ndarray,
+) -> None:  # pragma: no cover - compiled
+    """Fill the pixel numbers and the four CIC weights of a block of particles.
+
+    Parameters
+    ----------
+    positions : ndarray of shape (3 n,)
+        float32, Mpc/h, box frame.
+    masses : ndarray of shape (n,)
+        float32, read if `weighted`; else every particle has mass one.
+    weighted : bool
+    axes : ndarray of shape (2, 4)
+        Row a gives the grid coordinate along a as ``axes[a, :3] . x + axes[a, 3]``, which is >= 0.
+    block_size : float
+        Native pixels per pixel of the grid and axis (g).
+    stride : int
+        Pixels per side of the grid.
+    pixel : ndarray of shape (>= n,)
+        int32; receives the flat number of the lower pixel.
+    weights : ndarray of shape (5, >= n)
+        Receives the masses for the pixels (lower, lower), (lower, upper), (upper, lower), (upper, upper) and
+        the sum of the fractions that go to upper pixels: zero if the particle lies in one pixel.
+    """
+    a0, a1, a2, a3 = axes[0, 0], axes[0, 1], axes[0, 2], axes[0, 3]
+    b0, b1, b2, b3 = axes[1, 0], axes[1, 1], axes[1, 2], axes[1, 3]
+    w00, w01, w10, w11, spread = weights[0], weights[1], weights[2], weights[3], weights[4]
+    for i in range(positions.size // 3):
+        x = np.float64(positions[3 * i])
+        y = np.float64(positions[3 * i + 1])
+        z = np.float64(positions[3 * i + 2])
+        u = a0 * x + a1 * y + a2 * z + a3
+        v = b0 * x + b1 * y + b2 * z + b3
+        floor_u = np.floor(u)
+        floor_v = np.floor(v)
+        pixel[i] = np.int32(floor_u) * np.int32(stride) + np.int32(floor_v)
+        up = (u - floor_u) * block_size - (block_size - 1.0)
+        vp = (v - floor_v) * block_size - (block_size - 1.0)
+        up = up if up > 0.0 else 0.0
+        vp = vp if vp > 0.0 else 0.0
+        spread[i] = up + vp
+        m = np.float64(masses[i]) if weighted else 1.0
+        upper = m * up
+        lower = m - upper
+        w11[i] = upper * vp
+        w10[i] = upper - upper * vp
+        w01[i] = lower * vp
+        w00[i] = lower - lower * vp
+
+
+@_compiled
+def _deposit_spread(
+    grid: np.ndarray, pixel: np.ndarray, weights: np.ndarray, n: int, stride: np.uint32
+) -> None:  # pragma: no cover - compiled
+    """Add a block of particles that mostly share four pixels."""
+    w00, w01, w10, w11 = weights[0], weights[1], weights[2], weights[3]
+    for i in range(n):
+        j = pixel[i]
+        grid[j] += w00[i]
+        grid[j + np.uint32(1)] += w01[i]
+        grid[j + stride] += w10[i]
+        grid[j + stride + np.uint32(1)] += w11[i]
+
+
+@_compiled
+def _deposit_compact(
+    grid: np.ndarray,
+    pixel: np.ndarray,
+    weights: np.ndarray,
+    spread_list: np.ndarray,
+    n: int,
+    stride: np.uint32,
+) -> None:  # pragma: no cover - compiled
+    """Add a block of particles that mostly lie in one pixel; the others are listed and visited again."""
+    w00, w01, w10, w11, spread = weights[0], weights[1], weights[2], weights[3], weights[4]
+    listed = np.uint64(0)
+    for i in range(n):
+        grid[pixel[i]] += w00[i]
+        spread_list[listed] = i
+        listed += np.uint64(spread[i] > 0.0)
+    for k in range(listed):
+        i = spread_list[k]
+        j = pixel[i]
+        grid[j + np.uint32(1)] += w01[i]
+        grid[j + stride] += w10[i]
+        grid[j + stride + np.uint32(1)] += w11[i]
+
+
+@_compiled
+def _deposit_run(
+    positions: np.ndarray,
+    masses: np.ndarray,
+    weighted: bool,
+    axes: np.ndarray,
+    block_size: int,
+    stride: int,
+    grid: np.ndarray,
+    pixel: np.ndarray,
+    weights: np.ndarray,
+    spread_list: np.ndarray,
+) -> None:  # pragma: no cover - compiled
+    """Deposit consecutive particles, all of which lie within the padded grid."""
+    n = positions.size // 3
+    unsigned = pixel.view(np.uint32)
+    for first in range(0, n, BLOCK):
+        last = min(first + BLOCK, n)
+        _coordinates(
+            positions[3 * first : 3 * last],
+            masses[first:last] if weighted else masses,
+            weighted,
+            axes,
+            float(block_size),
+            stride,
+            pixel,
+            weights,
+        )
+        if block_size == 1:
+            _deposit_spread(grid, unsigned, weights, last - first, np.uint32(stride))
+        else:
+            _deposit_compact(grid, unsigned, weights, spread_list, last - first, np.uint32(stride))
+
+
+@_compiled
+def _sieve(
+    positions: np.ndarray,
+    masses: np.ndarray,
+    weighted: bool,
+    center: np.ndarray,
+    shift: np.ndarray,
+    rotation: np.ndarray,
+    half_depth: float,
+    outer: float,
+    inner: float,
+    kept_positions: np.ndarray,
+    kept_masses: np.ndarray,
+) -> int:  # pragma: no cover - compiled
+    """Copy the particles that lie inside the depth and between two squares; return their number.
+
+    No contraction into fused multiply-adds here: z' must be the reference's to the bit, so that a particle on
+    the depth limit falls on the same side.
+
+    Parameters
+    ----------
+    positions, masses : ndarray of shape (3 n,), (n,)
+        n <= BLOCK.
+    weighted : bool
+    center, shift : ndarray of shape (3,)
+        Halo and periodic image, Mpc/h.
+    rotation : ndarray of shape (3, 3)
+    half_depth : float
+        Mpc/h; keeps ``-half_depth <= z' < half_depth``.
+    outer, inner : float
+        Mpc/h; keeps ``inner <= max(|x'|, |y'|) < outer``. ``outer = inf`` keeps all.
+    kept_positions, kept_masses : ndarray of shape (3 BLOCK,), (BLOCK,)
+        Receive the kept particles.
+    """
+    c0, c1, c2 = center[0], center[1], center[2]
+    s0, s1, s2 = shift[0], shift[1], shift[2]
+    z0, z1, z2 = rotation[2, 0], rotation[2, 1], rotation[2, 2]
+    kept = np.uint64(0)
+    for i in range(positions.size // 3):
+        d0 = (np.float64(positions[3 * i]) - c0) + s0
+        d1 = (np.float64(positions[3 * i + 1]) - c1) + s1
+        d2 = (np.float64(positions[3 * i + 2]) - c2) + s2
+        z = z0 * d0 + z1 * d1 + z2 * d2
+        keep = (z >= -half_depth) & (z < half_depth)
+        if outer < np.inf:
+            x = rotation[0, 0] * d0 + rotation[0, 1] * d1 + rotation[0, 2] * d2
+            y = rotation[1, 0] * d0 + rotation[1, 1] * d1 + rotation[1, 2] * d2
+            distance = max(abs(x), abs(y))
+            keep = keep & (distance < outer) & (distance >= inner)
+        kept_positions[np.uint64(3) * kept] = positions[3 * i]
+        kept_positions[np.uint64(3) * kept + np.uint64(1)] = positions[3 * i + 1]
+        kept_positions[np.uint64(3) * kept + np.uint64(2)] = positions[3 * i + 2]
+        if weighted:
+            kept_masses[kept] = masses[i]
+        kept += np.uint64(keep)
+    return int(kept)
+
+
+@_compiled
+def deposit_window(
+    positions: np.ndarray,
+    masses: np.ndarray,
+    weighted: bool,
+    cell_starts: np.ndarray,
+    cells: int,
+    box_size: float,
+    center: np.ndarray,
+    rotation: np.ndarray,
+    half_depth: float,
+    half_widths: np.ndarray,
+    pixel_size: float,
+    block_sizes: np.ndarray,
+    half_grids: np.ndarray,
+    grid_starts: np.ndarray,
+    grids: np.ndarray,
+    by_particle: bool,
+) -> None:  # pragma: no cover - compiled
+    """Deposit all periodic images of a mesh of particles into the nested grids of a stack of windows.
+
+    Parameters
+    ----------
+    positions : ndarray of shape (3 n,)
+        float32, Mpc/h, in cell order.
+    masses : ndarray of shape (n,)
+        float32, any unit; ignored (may be empty) unless `weighted`.
+    weighted : bool
+        If false, every particle deposits one.
+    cell_starts : ndarray of shape (cells**3 + 1,)
+        int64.
+    cells : int
+        Cells per side of the mesh.
+    box_size : float
+        Mpc/h.
+    center : ndarray of shape (3,)
+        Halo, Mpc/h, box frame.
+    rotation : ndarray of shape (3, 3)
+        Box frame -> projected frame.
+    half_depth : float
+        Mpc/h.
+    half_widths : ndarray of shape (levels,)
+        Mpc/h, ascending: particles with max(|x'|, |y'|) beyond the k-th contribute nothing to window k.
+    pixel_size : float
+        Mpc/h.
+    block_sizes : ndarray of shape (levels,)
+        int64; native pixels per pixel and axis of each level's grid.
+    half_grids : ndarray of shape (levels,)
+        int64; pixels from each grid's lower edge to the halo. The grid has twice as many per side.
+    grid_starts : ndarray of shape (levels + 1,)
+        int64; where each level's grid starts in `grids`.
+    grids : ndarray of shape (grid_starts[-1],)
+        float64; added to.
+    by_particle : bool
+        Decide the level by particle instead of by cell: for cells too wide to pad grids with.
+    """
+    levels = half_widths.size
+    cell_size = box_size / cells
+    pixel = np.empty(BLOCK, dtype=np.int32)
+    weights = np.empty((5, BLOCK), dtype=np.float64)
+    spread_list = np.empty(BLOCK + 1, dtype=np.uint64)
+    kept_positions = np.empty(3 * BLOCK + 3, dtype=np.float32)
+    kept_masses = np.empty(BLOCK + 1, dtype=np.float32)
+    axes = np.empty((levels, 2, 4))
+    shift = np.empty(3)
+    cuts = np.empty(4, dtype=np.int64)
+
+    # Half-widths, along the projected axes, within which a cell's centre must lie for the cell to touch
+    extent = np.empty(3)
+    for a in range(3):
+        extent[a] = 0.5 * cell_size * (abs(rotation[a, 0]) + abs(rotation[a, 1]) + abs(rotation[a, 2]))
+        extent[a] = extent[a] * (1.0 + 1e-6) + WALK_SLACK
+    reach = np.empty((levels, 3))
+    for k in range(levels):
+        reach[k, 0] = half_widths[k] + extent[0]
+        reach[k, 1] = half_widths[k] + extent[1]
+        reach[k, 2] = half_depth + extent[2]
+    widest = reach[levels - 1]
+    clear_depth = half_depth - extent[2]
+    bound = np.empty(3)
+    for i in range(3):
+        bound[i] = widest[0] * abs(rotation[0, i]) + widest[1] * abs(rotation[1, i]) + widest[2] * abs(rotation[2, i])
+
+    low = np.empty(levels, dtype=np.int64)
+    high = np.empty(levels, dtype=np.int64)
+    offset = np.empty(3)
+    # t in cell units: the centre of cell I lies at (I + 0.5) * cell_size - center
+    first_i = int(np.ceil((center[0] - bound[0]) / cell_size - 0.5))
+    last_i = int(np.floor((center[0] + bound[0]) / cell_size - 0.5))
+    for cell_i in range(first_i, last_i + 1):
+        dx = (cell_i + 0.5) * cell_size - center[0]
+        image_i = cell_i // cells
+        shift[0] = image_i * box_size
+        # Range of y from each pair of slabs, z eliminated
+        y_low, y_high = -bound[1], bound[1]
+        for a in range(2):
+            for b in range(a + 1, 3):
+                fa, fb = rotation[b, 2], rotation[a, 2]
+                y_low, y_high = _interval(
+                    (fa * rotation[a, 0] - fb * rotation[b, 0]) * dx,
+                    fa * rotation[a, 1] - fb * rotation[b, 1],
+                    abs(fa) * widest[a] + abs(fb) * widest[b],
+                    y_low,
+                    y_high,
+                )
+        if y_low > y_high:
+            continue
+        first_j = int(np.ceil((center[1] + y_low) / cell_size - 0.5))
+        last_j = int(np.floor((center[1] + y_high) / cell_size - 0.5))
+        for cell_j in range(first_j, last_j + 1):
+            dy = (cell_j + 0.5) * cell_size - center[1]
+            image_j = cell_j // cells
+            shift[1] = image_j * box_size
+            row = ((cell_i - image_i * cells) * cells + (cell_j - image_j * cells)) * cells
+            for a in range(3):
+                offset[a] = rotation[a, 0] * dx + rotation[a, 1] * dy
+            z_low, z_high = _interval(offset[2], rotation[2, 2], widest[2], -bound[2], bound[2])
+            for back in range(levels):
+                k = levels - 1 - back
+                if z_low <= z_high:
+                    z_low, z_high = _interval(offset[0], rotation[0, 2], reach[k, 0], z_low, z_high)
+                if z_low <= z_high:
+                    z_low, z_high = _interval(offset[1], rotation[1, 2], reach[k, 1], z_low, z_high)
+                if z_low <= z_high:
+                    low[k] = int(np.ceil((center[2] + z_low) / cell_size - 0.5))
+                    high[k] = int(np.floor((center[2] + z_high) / cell_size - 0.5)) + 1
+                if z_low > z_high or low[k] >= high[k]:
+                    z_low, z_high = 1.0, 0.0
+                    low[k] = high[k] = low[k + 1] if back else 0
+            if low[levels - 1] >= high[levels - 1]:
+                continue
+            # Cells wholly inside the depth
+            clear_low, clear_high = _interval(
+                offset[2], rotation[2, 2], clear_depth - 2.0 * WALK_SLACK, -bound[2], bound[2]
+            )
+            clear_first, clear_last = 0, 0
+            if clear_low <= clear_high and not by_particle:
+                clear_first = int(np.ceil((center[2] + clear_low) / cell_size - 0.5))
+                clear_last = int(np.floor((center[2] + clear_high) / cell_size - 0.5)) + 1
+            for k in range(levels):
+                if by_particle:
+                    pieces = 1
+                    cuts[0], cuts[1] = low[levels - 1], high[levels - 1]
+                elif k == 0 or low[k - 1] >= high[k - 1]:
+                    pieces = 1
+                    cuts[0], cuts[1] = low[k], high[k]
+                else:
+                    pieces = 2
+                    cuts[0], cuts[1], cuts[2], cuts[3] = low[k], low[k - 1], high[k - 1], high[k]
+                grid = grids[grid_starts[k] : grid_starts[k + 1]]
+                for piece in range(pieces):
+                    cell_k, end = cuts[2 * piece], cuts[2 * piece + 1]
+                    while cell_k < end:
+                        image_k = cell_k // cells
+                        stop = min(end, (image_k + 1) * cells)
+                        inside = clear_first <= cell_k < clear_last
+                        if inside:
+                            stop = min(stop, clear_last)
+                        elif cell_k < clear_first < stop and clear_first < clear_last:
+                            stop = clear_first
+                        first = cell_starts[row + cell_k - image_k * cells]
+                        last = cell_starts[row + stop - image_k * cells]
+                        cell_k = stop
+                        if first == last:
+                            continue
+                        shift[2] = image_k * box_size
+                        scale = 1.0 / (pixel_size * block_sizes[k])
+                        for a in range(2):
+                            total = 0.0
+                            for i in range(3):
+                                axes[k, a, i] = rotation[a, i] * scale
+                                total += rotation[a, i] * (shift[i] - center[i])
+                            axes[k, a, 3] = total * scale + half_grids[k]
+                        if inside:
+                            _deposit_run(
+                                positions[3 * first : 3 * last],
+                                masses[first:last] if weighted else masses,
+                                weighted,
+                                axes[k],
+                                block_sizes[k],
+                                2 * half_grids[k],
+                                grid,
+                                pixel,
+                                weights,
+                                spread_list,
+                            )
+                            continue
+                        for start in range(first, last, BLOCK):
+                            finish = min(start + BLOCK, last)
+                            kept = _sieve(
+                                positions[3 * start : 3 * finish],
+                                masses[start:finish] if weighted else masses,
+                                weighted,
+                                center,
+                                shift,
+                                rotation,
+                                half_depth,
+                                half_widths[k] if by_particle else np.inf,
+                                half_widths[k - 1] if k > 0 else 0.0,
+                                kept_positions,
+                                kept_masses,
+                            )
+                            if kept > 0:
+                                _deposit_run(
+                                    kept_positions[: 3 * kept],
+                                    kept_masses[:kept],
+                                    weighted,
+                                    axes[k],
+                                    block_sizes[k],
+                                    2 * half_grids[k],
+                                    grid,
+                                    pixel,
+                                    weights,
+                                    spread_list,
+                                )
