@@ -52,6 +52,8 @@ _FAINT_RANGE = (1e12, 9.5e12)
 _LARGEST_MASS_FRACTION = 0.05
 _FAINT_PER_MASSIVE = 2
 _FAINT_WITHOUT_MASSIVE = 6
+# Friends-of-friends mass over M200c.
+_FOF_EXCESS = (1.1, 1.4)
 # Peaks of the linear density, smoothed on this scale (Mpc/h), are where haloes form.
 _PEAK_SMOOTHING = 3.0
 # A halo on the box's boundary sits within this many R200c of it.
@@ -133,6 +135,8 @@ class MockHalo:
         Mass within `r200c`, Msun/h.
     r200c : float
         Radius whose mean density is 200 times critical, Mpc/h.
+    fof_mass : float
+        What a friends-of-friends finder would call its mass, Msun/h: about a quarter more than `m200c`.
     site : tuple of 3 float
         Centre of the region of the undisplaced lattice that fell into the halo, Mpc/h.
     """
@@ -140,6 +144,7 @@ class MockHalo:
     position: tuple[float, float, float]
     m200c: float
     r200c: float
+    fof_mass: float
     site: tuple[float, float, float]
 
 
@@ -207,17 +212,13 @@ def linear_power(wavenumber: Floats, cosmology: MockCosmology) -> Floats:
     k = np.geomspace(1e-4, 1e2, 2000)
     x = 8.0 * k
     top_hat = 3.0 * (np.sin(x) - x * np.cos(x)) / x**3
-    variance = np.trapezoid(
-        k**3 * _unnormalised_power(k, cosmology) * top_hat**2 / (2.0 * np.pi**2), np.log(k)
-    )
+    variance = np.trapezoid(k**3 * _unnormalised_power(k, cosmology) * top_hat**2 / (2.0 * np.pi**2), np.log(k))
     return _unnormalised_power(wavenumber, cosmology) * (cosmology.sigma8**2 / variance)
 
 
 def _unnormalised_power(k: Floats, cosmology: MockCosmology) -> Floats:
     shape = cosmology.omega_matter * cosmology.hubble
-    shape *= np.exp(
-        -cosmology.omega_baryon * (1.0 + np.sqrt(2.0 * cosmology.hubble) / cosmology.omega_matter)
-    )
+    shape *= np.exp(-cosmology.omega_baryon * (1.0 + np.sqrt(2.0 * cosmology.hubble) / cosmology.omega_matter))
     q = k / shape
     transfer = np.log1p(2.34 * q) / (2.34 * q)
     transfer *= (1.0 + 3.89 * q + (16.1 * q) ** 2 + (5.46 * q) ** 3 + (6.71 * q) ** 4) ** -0.25
@@ -311,9 +312,8 @@ class MockUniverse:
 
     @cached_property
     def halos(self) -> tuple[MockHalo, ...]:
-        """The painted haloes, most massive first."""
-        masses = self._halo_masses()
-        return tuple(sorted(self._placed(masses), key=lambda halo: -halo.m200c))
+        """The painted haloes, by falling friends-of-friends mass: nearly, not exactly, by falling M200c."""
+        return tuple(sorted(self._placed(self._halo_masses()), key=lambda halo: -halo.fof_mass))
 
     def dark_matter_only(self) -> Iterator[ParticleBlock]:
         """Particles of the dark-matter-only twin.
@@ -509,9 +509,7 @@ class MockUniverse:
         faint_low, faint_high = _FAINT_RANGE
         faint_high = min(faint_high, _LARGEST_MASS_FRACTION * self.total_mass)
         if faint_high <= faint_low:
-            raise ValueError(
-                f"a box of {self.box_size} Mpc/h is too small for haloes of {faint_low:.0e} Msun/h"
-            )
+            raise ValueError(f"a box of {self.box_size} Mpc/h is too small for haloes of {faint_low:.0e} Msun/h")
         faint = _FAINT_PER_MASSIVE * self._massive_halos or _FAINT_WITHOUT_MASSIVE
         masses = [*_power_law(rng.random(self._massive_halos), low, high)] if self._massive_halos else []
         masses += [*_power_law(rng.random(faint), faint_low, faint_high)]
@@ -525,9 +523,7 @@ class MockUniverse:
         coarse = (slice(None, None, stride),) * 3
         shape = (self._cells,) * 3
         density = np.fft.irfftn(self._smoothed(_PEAK_SMOOTHING), s=shape, axes=(0, 1, 2))[coarse].ravel()
-        nodes = np.indices(shape)[:, ::stride, ::stride, ::stride].reshape(3, -1).T * (
-            self.box_size / self._cells
-        )
+        nodes = np.indices(shape)[:, ::stride, ::stride, ::stride].reshape(3, -1).T * (self.box_size / self._cells)
         sites = nodes + cell * rng.uniform(-0.5, 0.5, nodes.shape)
         moved = self._displacement(_TRUNCATION)[:, ::stride, ::stride, ::stride].reshape(3, -1).T
         positions = sites + moved
@@ -557,7 +553,8 @@ class MockUniverse:
             position[axes] = rng.uniform(-1.0, 1.0, len(axes)) * _BOUNDARY_OFFSET * radius
             self._wrap(position)
             self._wrap(site)
-            halos.append(MockHalo(_triple(position), mass, radius, _triple(site)))
+            fof_mass = mass * rng.uniform(*_FOF_EXCESS)
+            halos.append(MockHalo(_triple(position), mass, radius, fof_mass, _triple(site)))
             distance = np.linalg.norm(self._minimum_image(sites - site), axis=1)
             site_room = np.minimum(site_room, distance - lagrangian)
             distance = np.linalg.norm(self._minimum_image(positions - position), axis=1)
@@ -577,8 +574,7 @@ class MockUniverse:
                 continue
             half = np.sqrt(reach**2 - dx**2)
             (j, dy), (k, dz) = (
-                _lattice_within(centre, half, spacing, offset, side)
-                for centre in (halo.site[1], halo.site[2])
+                _lattice_within(centre, half, spacing, offset, side) for centre in (halo.site[1], halo.site[2])
             )
             squared = dx**2 + dy[:, None] ** 2 + dz**2
             row, column = np.nonzero(squared < reach**2)
@@ -606,9 +602,7 @@ class MockUniverse:
             )
         return falls
 
-    def _collapse(
-        self, positions: NDArray[np.float64], fall: _Fall, core_radii: Floats, *, edge: float
-    ) -> None:
+    def _collapse(self, positions: NDArray[np.float64], fall: _Fall, core_radii: Floats, *, edge: float) -> None:
         """Move a halo's particles: the core to `core_radii` (R200c), its surroundings to between `edge` and infinity."""
         halo = self.halos[fall.number]
         inner = fall.ratio < 1.0
@@ -661,9 +655,7 @@ def _triple(values: Floats) -> tuple[float, float, float]:
     return x, y, z
 
 
-def _neighbours(
-    coordinate: Floats, cells: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+def _neighbours(coordinate: Floats, cells: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
     low = np.floor(coordinate).astype(np.int64)
     return low % cells, (low + 1) % cells, (coordinate - low).astype(np.float32)
 
