@@ -1,0 +1,140 @@
+"""Where everything of a data set lies under its root."""
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from bind_core.errors import BindDataError
+from bind_core.splits import Split
+from bind_core.suite import simulation_id
+
+
+class LayoutError(BindDataError):
+    """A name or number that no path of a data set can be made from, or a path outside the data set."""
+
+
+@dataclass(frozen=True)
+class DatasetLayout:
+    """The paths of one data set.
+
+    Readers in use find samples by walking ``train/`` or ``test/`` for names that contain ``halo`` and end in
+    ``.npz``: nothing but samples belongs into these two folders.
+    """
+
+    root: Path
+    """Folder of the data set."""
+    set_name: str
+    """Set of its simulations, e.g. ``SB35``; dropped from the names of folders and files."""
+
+    def simulation_folder(self, split: Split | str, simulation: str) -> Path:
+        """Return the folder of a simulation's samples: ``<root>/train/sim_0`` for ``SB35_0``.
+
+        Raises
+        ------
+        LayoutError
+            If there is no such split.
+        ConfigurationError
+            If the name is not one of the set's, or holds characters that a path should not.
+        """
+        if split not in set(Split):
+            raise LayoutError(f"There is no split called {split!r}: expected one of {', '.join(Split)}.")
+        return self.root / str(split) / f"sim_{simulation_id(simulation, self.set_name)}"
+
+    def sample_path(self, split: Split | str, simulation: str, halo: int, rotation: int) -> Path:
+        """Return the file of a sample.
+
+        Parameters
+        ----------
+        split : Split or str
+            ``train`` or ``test``.
+        simulation : str
+            Name of the simulation, with its set's prefix.
+        halo : int
+            Index of the halo in its catalogue.
+        rotation : int
+            Number of the rotation.
+
+        Returns
+        -------
+        Path
+            ``<root>/<split>/sim_<id>/sim_<id>_halo_<halo>_rot_<rotation>.npz``, where the id is the simulation's
+            name without its set's prefix.
+
+        Raises
+        ------
+        LayoutError
+            If there is no such split, or a number is negative.
+        ConfigurationError
+            If the name is not one of the set's, or holds characters that a path should not.
+        """
+        for name, number in (("halo", halo), ("rotation", rotation)):
+            if number < 0:
+                raise LayoutError(f"A sample of {simulation} has {name} number {number}: expected 0 or more.")
+        folder = self.simulation_folder(split, simulation)
+        return folder / f"{folder.name}_halo_{int(halo)}_rot_{int(rotation)}.npz"
+
+    @property
+    def samples_table(self) -> Path:
+        """Delta table with a row per sample."""
+        return self.root / "manifest" / "samples"
+
+    @property
+    def simulations_table(self) -> Path:
+        """Delta table with a row per simulation and attempt."""
+        return self.root / "manifest" / "simulations"
+
+    @property
+    def configuration_file(self) -> Path:
+        """The configuration that the data set was made with."""
+        return self.root / "dataset.yaml"
+
+    @property
+    def work_folder(self) -> Path:
+        """Plans, progress and logs of runs; safe to delete when nothing is running."""
+        return self.root / ".work"
+
+    @property
+    def statistics_folder(self) -> Path:
+        """Normalization statistics."""
+        return self.root / "data"
+
+    @property
+    def contact_sheet_file(self) -> Path:
+        """Picture of some of the data set's samples."""
+        return self.root / "contact_sheet.png"
+
+    def relative(self, path: Path) -> str:
+        """Return a path below the root as the manifest records it: relative, with ``/`` between its parts.
+
+        Raises
+        ------
+        LayoutError
+            If the path is not below the root.
+        """
+        try:
+            parts = path.relative_to(self.root).parts
+        except ValueError:
+            parts = ()
+        if not parts or ".." in parts:
+            raise LayoutError(f"{path} is not below the root of the data set, {self.root}.")
+        return PurePosixPath(*parts).as_posix()
+
+    def absolute(self, relative: str) -> Path:
+        """Return the path that the manifest records as `relative`.
+
+        Raises
+        ------
+        LayoutError
+            If it leads out of the data set, by itself or through a symbolic link.
+        """
+        path = self.root / relative
+        if not path.resolve().is_relative_to(self.root.resolve()) or PurePosixPath(relative).is_absolute():
+            raise LayoutError(
+                f"The recorded path {relative!r} leads out of the data set {self.root}: to {path.resolve()}. "
+                "Either the manifest was tampered with, or a folder was replaced by a link to elsewhere."
+            )
+        return path
+
+
+def sample_id(simulation: str, halo: int, rotation: int) -> str:
+    """Return the name by which the manifest knows a sample, e.g. ``SB35_0_halo_3_rot_7``."""
+    return f"{simulation}_halo_{halo}_rot_{rotation}"

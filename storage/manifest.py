@@ -1,0 +1,376 @@
+"""The manifest: two Delta tables that say which samples exist and what became of every simulation.
+
+A sample exists if, and only if, the table ``samples`` has a row for it. Every commit is atomic, and earlier
+versions can be read back.
+"""
+
+import errno
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, write_deltalake
+from deltalake.exceptions import DeltaError, TableNotFoundError
+
+from bind_core.config import DatasetConfig
+from bind_core.errors import BindDataError
+from storage.files import StorageFullError, write_bytes
+from storage.layout import DatasetLayout
+from storage.schemas import ManifestError, Row, SampleRow, SimulationRow, table_schema, validate_rows
+
+SAMPLE_ORDER = ("simulation", "halo", "rotation")
+"""Order in which `Manifest.samples` returns the rows, whichever order they were committed in."""
+
+_COMMIT_RETRIES = 200
+_COMPACT_ABOVE_FILES = 48
+"""Every commit adds one small file; reading and planning slow down with their number."""
+_SHOWN_IDS = 10
+
+# Delta forgets versions after a month unless told otherwise, and a model may be questioned for years.
+_TABLE_SETTINGS: dict[str, str | None] = {
+    "delta.checkpointInterval": "16",
+    "delta.enableExpiredLogCleanup": "false",
+    "delta.logRetentionDuration": "interval 5200 weeks",
+    "delta.deletedFileRetentionDuration": "interval 5200 weeks",
+}
+_AFTER_COMMIT = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
+
+
+class ConfigurationMismatchError(BindDataError):
+    """A data set that was made with settings other than those of this run."""
+
+
+@dataclass(frozen=True)
+class ManifestVersion:
+    """A version of the table ``samples``."""
+
+    version: int
+    committed_at: datetime
+    """UTC."""
+    operation: str
+    """``WRITE`` where rows were added; ``OPTIMIZE`` where only the files were rearranged."""
+    run_id: str
+    """Run that made the commit; empty if it is not known."""
+    samples_added: int
+
+
+class Manifest:
+    """The record of a data set.
+
+    Parameters
+    ----------
+    layout : DatasetLayout
+        Where the data set lies.
+    config : DatasetConfig, optional
+        The configuration of this run; needed to commit. `open_dataset` checks it against the recorded one.
+    """
+
+    def __init__(self, layout: DatasetLayout, config: DatasetConfig | None = None) -> None:
+        self.layout = layout
+        self.config = config
+
+    def exists(self) -> bool:
+        """Whether anything was ever committed."""
+        return any(_exists(table) for table in (self.layout.samples_table, self.layout.simulations_table))
+
+    def samples(self, version: int | None = None) -> pl.DataFrame:
+        """Return the committed samples.
+
+        Parameters
+        ----------
+        version : int, optional
+            An earlier version of the table; the latest by default.
+
+        Returns
+        -------
+        DataFrame
+            Columns as in `storage.schemas.SampleRow`, ordered by simulation, halo and rotation; empty if there is
+            none yet.
+
+        Raises
+        ------
+        ManifestError
+            If there is no such version, or the table cannot be read.
+        """
+        return _read(self.layout.samples_table, SampleRow, version).sort(SAMPLE_ORDER)
+
+    def simulations(self, version: int | None = None) -> pl.DataFrame:
+        """Return all attempts at all simulations, oldest first.
+
+        Parameters
+        ----------
+        version : int, optional
+            An earlier version of the table; the latest by default.
+
+        Returns
+        -------
+        DataFrame
+            Columns as in `storage.schemas.SimulationRow`; empty if there is none yet.
+
+        Raises
+        ------
+        ManifestError
+            If there is no such version, or the table cannot be read.
+        """
+        rows = _read(self.layout.simulations_table, SimulationRow, version)
+        return rows.sort("recorded_at", "run_id", "simulation")
+
+    def latest_simulations(self) -> pl.DataFrame:
+        """Return the newest attempt at each simulation, ordered by name."""
+        newest = self.simulations().unique("simulation", keep="last", maintain_order=True)
+        return newest.sort("simulation")
+
+    def committed_ids(self) -> set[str]:
+        """Return the ids of all samples that exist."""
+        return set(_scan(self.layout.samples_table, SampleRow).select("sample_id").collect()["sample_id"])
+
+    @property
+    def version(self) -> int:
+        """The latest version of the table ``samples``; -1 as long as it has none."""
+        table = _open(self.layout.samples_table)
+        return -1 if table is None else table.version()
+
+    @property
+    def versions(self) -> list[ManifestVersion]:
+        """All versions of the table ``samples``, oldest first."""
+        table = _open(self.layout.samples_table)
+        history: list[dict[str, Any]] = [] if table is None else table.history()
+        return [
+            ManifestVersion(
+                version=entry["version"],
+                committed_at=datetime.fromtimestamp(entry["timestamp"] / 1000, UTC),
+                operation=entry["operation"],
+                run_id=entry.get("run_id", ""),
+                samples_added=int(entry.get("samples_added", 0)),
+            )
+            for entry in sorted(history, key=lambda entry: entry["version"])
+        ]
+
+    def commit(self, samples: pl.DataFrame | None, simulations: pl.DataFrame, run_id: str) -> int:
+        """Record the outcome of a block: first its samples, in one atomic commit, then its simulations.
+
+        A process that is killed in between leaves samples that exist and simulations without a row of this
+        attempt, which is what the next run completes.
+
+        Parameters
+        ----------
+        samples : DataFrame or None
+            New rows for the table ``samples``; None or empty if there are none.
+        simulations : DataFrame
+            New rows for the table ``simulations``, at least one.
+        run_id : str
+            The run; stored with the commit and expected in each row.
+
+        Returns
+        -------
+        int
+            The version of the table ``samples`` that holds the new rows; -1 if it has none at all.
+
+        Raises
+        ------
+        ManifestError
+            If rows do not match their schema, belong to another run or configuration, or name a sample that
+            exists already. Nothing is written then.
+        StorageFullError
+            If the disk or the quota is full.
+        """
+        if self.config is None:
+            raise ManifestError(
+                f"The manifest of {self.layout.root} was opened for reading. To commit, open it with "
+                "open_dataset(layout, config)."
+            )
+        attempts = self._checked(simulations, SimulationRow, run_id)
+        if attempts.is_empty():
+            raise ManifestError("A commit needs at least one row for the table 'simulations', but got none.")
+        new = None if samples is None or samples.is_empty() else self._checked(samples, SampleRow, run_id)
+        if new is not None:
+            self._refuse_existing(new)
+        self._record_configuration(self.config)
+        metadata = {"run_id": run_id, "committed_at": datetime.now(UTC).isoformat()}
+        if new is not None:
+            _append(self.layout.samples_table, new, metadata | {"samples_added": str(new.height)})
+        version = self.version
+        _append(self.layout.simulations_table, attempts, metadata | {"samples_version": str(version)})
+        for table in (self.layout.samples_table, self.layout.simulations_table):
+            _compact(table, metadata)
+        return version
+
+    def _checked(self, rows: pl.DataFrame, model: Row, run_id: str) -> pl.DataFrame:
+        checked = validate_rows(rows, model)
+        expected = {"run_id": run_id, "config_digest": self.config.digest if self.config else ""}
+        for column, value in expected.items():
+            others = checked.filter(pl.col(column) != value)[column].unique().sort().to_list()
+            if others:
+                raise ManifestError(
+                    f"Rows of another {column} cannot be committed: expected {value}, found {', '.join(others)}."
+                )
+        return checked
+
+    def _refuse_existing(self, new: pl.DataFrame) -> None:
+        names = new["simulation"].unique().to_list()
+        existing = _scan(self.layout.samples_table, SampleRow).filter(pl.col("simulation").is_in(names))
+        known = existing.select("sample_id").collect()["sample_id"]
+        again = sorted(set(new["sample_id"]) & set(known))
+        if again:
+            more = f" and {len(again) - _SHOWN_IDS} more" if len(again) > _SHOWN_IDS else ""
+            raise ManifestError(
+                f"{len(again)} of {new.height} samples are in the manifest of {self.layout.root} already: "
+                f"{', '.join(again[:_SHOWN_IDS])}{more}. Nothing was written. Plan again: another run may have "
+                "made them meanwhile."
+            )
+
+    def _record_configuration(self, config: DatasetConfig) -> None:
+        text = config.to_yaml().encode()
+        path = self.layout.configuration_file
+        if not path.exists() or path.read_bytes() != text:
+            write_bytes(path, text)
+
+
+def open_dataset(layout: DatasetLayout, config: DatasetConfig) -> Manifest:
+    """Open the manifest of a data set for a run, which may be its first.
+
+    Settings that do not decide what is in a sample may differ from the recorded ones: paths, strata, workers.
+    The first commit records the configuration in ``dataset.yaml``; later ones keep it up to date.
+
+    Parameters
+    ----------
+    layout : DatasetLayout
+        Where the data set lies, or will lie.
+    config : DatasetConfig
+        The configuration of this run.
+
+    Raises
+    ------
+    ConfigurationMismatchError
+        If the data set was made with other settings that decide what is in a sample.
+    ConfigurationError
+        If the recorded configuration cannot be read.
+    """
+    manifest = Manifest(layout, config)
+    recorded = recorded_configuration(layout.root)
+    if recorded is not None and recorded.digest != config.digest:
+        raise ConfigurationMismatchError(_differences(layout, recorded.content, config.content))
+    if recorded is None and manifest.exists():
+        digests = manifest.simulations()["config_digest"].unique().to_list()
+        if digests != [config.digest]:
+            raise ConfigurationMismatchError(
+                f"The data set {layout.root} was made with another configuration than that of this run, and its "
+                f"{layout.configuration_file.name}, which would say with which, is missing. Restore that file, or "
+                "choose another output_root."
+            )
+    return manifest
+
+
+def recorded_configuration(root: Path) -> DatasetConfig | None:
+    """Return the configuration that a data set was made with, or None if nothing was committed yet.
+
+    Raises
+    ------
+    ConfigurationError
+        If its ``dataset.yaml`` cannot be read.
+    """
+    path = DatasetLayout(root, "").configuration_file
+    return DatasetConfig.from_yaml(path) if path.exists() else None
+
+
+def layout_at(root: Path) -> DatasetLayout:
+    """Return the layout of the data set in a folder.
+
+    Raises
+    ------
+    ManifestError
+        If there is no data set.
+    ConfigurationError
+        If its ``dataset.yaml`` cannot be read.
+    """
+    config = recorded_configuration(root)
+    if config is None:
+        raise ManifestError(
+            f"There is no data set in {root.absolute()}: it has no dataset.yaml. Give the folder that samples were "
+            "generated into; a data set appears there with the first committed block."
+        )
+    return DatasetLayout(root, config.set_name)
+
+
+def _differences(layout: DatasetLayout, recorded: dict[str, Any], current: dict[str, Any]) -> str:
+    lines = [f"The data set {layout.root} was made with other settings than those of this run:"]
+    for name in sorted(recorded.keys() | current.keys()):
+        before, now = recorded.get(name, "(not set)"), current.get(name, "(not set)")
+        if before != now:
+            lines.append(f"  {name}: the data set has {before}, this run has {now}")
+    lines.append(
+        f"Samples made with both would not belong together. Set these back (the data set's are in "
+        f"{layout.configuration_file}), or choose another output_root."
+    )
+    return "\n".join(lines)
+
+
+def _exists(path: Path) -> bool:
+    return (path / "_delta_log").is_dir() and DeltaTable.is_deltatable(str(path))
+
+
+def _open(path: Path, version: int | None = None) -> DeltaTable | None:
+    try:
+        return DeltaTable(path, version=version)
+    except TableNotFoundError:
+        if version is None:
+            return None
+        raise ManifestError(f"The table {path} has no version {version}: nothing was committed to it yet.") from None
+    except DeltaError as error:
+        latest = _open(path) if version is not None else None
+        if latest is not None and not 0 <= (version or 0) <= latest.version():
+            raise ManifestError(
+                f"The table {path} has no version {version}; its versions are 0 to {latest.version()}."
+            ) from error
+        raise ManifestError(f"Cannot read the table {path}: {error}") from error
+
+
+def _scan(path: Path, model: Row, version: int | None = None) -> pl.LazyFrame:
+    table = _open(path, version)
+    return pl.LazyFrame(schema=table_schema(model)) if table is None else pl.scan_delta(table)
+
+
+def _read(path: Path, model: Row, version: int | None) -> pl.DataFrame:
+    try:
+        return _scan(path, model, version).collect()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise ManifestError(
+            f"Cannot read the table {path}: {error}. One of its files is missing or damaged; restore it from a copy, "
+            "or read an earlier version."
+        ) from error
+
+
+def _commit_properties(metadata: dict[str, str]) -> CommitProperties:
+    return CommitProperties(custom_metadata=metadata, max_commit_retries=_COMMIT_RETRIES)
+
+
+def _append(path: Path, rows: pl.DataFrame, metadata: dict[str, str]) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    new_table = not _exists(path)
+    try:
+        write_deltalake(
+            path,
+            rows,
+            mode="append",
+            configuration=_TABLE_SETTINGS if new_table else None,
+            commit_properties=_commit_properties(metadata),
+            post_commithook_properties=_AFTER_COMMIT,
+        )
+    except (DeltaError, OSError) as error:
+        if f"os error {errno.ENOSPC}" in str(error) or f"os error {errno.EDQUOT}" in str(error):
+            raise StorageFullError.at(path, "no space left") from error
+        raise ManifestError(f"Cannot commit {rows.height} rows to the table {path}: {error}") from error
+
+
+def _compact(path: Path, metadata: dict[str, str]) -> None:
+    table = _open(path)
+    if table is None or len(table.file_uris()) <= _COMPACT_ABOVE_FILES:
+        return
+    try:
+        table.optimize.compact(commit_properties=_commit_properties(metadata), post_commithook_properties=_AFTER_COMMIT)
+    except (DeltaError, OSError):
+        # The rows are committed; only their arrangement is not as good as it could be, and the next commit tries
+        # again.
+        return

@@ -1,0 +1,112 @@
+"""Questions to the manifest, in SQL."""
+
+from datetime import timedelta
+
+import duckdb
+import polars as pl
+import pyarrow as pa
+from deltalake import DeltaTable
+from deltalake.exceptions import TableNotFoundError
+
+from bind_core.errors import BindDataError
+from storage.layout import DatasetLayout
+from storage.schemas import Row, SampleRow, SimulationRow, table_schema
+
+# Anything that leads out of the tables is off, and stays off whatever a query asks for.
+_CLOSED = {
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    "python_enable_replacements": "false",
+    "temp_directory": "''",
+    "timezone": "'UTC'",
+    "enable_external_access": "false",
+    "lock_configuration": "true",
+}
+
+_READING = {
+    duckdb.StatementType.SELECT,
+    duckdb.StatementType.EXPLAIN,
+    duckdb.StatementType.MULTI,  # PIVOT
+}
+
+_CURRENT_SIMULATIONS = """
+    CREATE VIEW current_simulations AS
+    SELECT * FROM simulations
+    QUALIFY row_number() OVER (PARTITION BY simulation ORDER BY recorded_at DESC, run_id DESC) = 1
+"""
+
+
+class QueryError(BindDataError):
+    """A query that cannot be answered, or that asks for more than reading the manifest."""
+
+
+def query(layout: DatasetLayout, sql: str) -> pl.DataFrame:
+    """Answer a question in SQL (DuckDB's dialect).
+
+    The query sees the tables ``samples`` and ``simulations``, and ``current_simulations`` with the newest attempt
+    at each simulation. It can read nothing else and write nothing at all.
+
+    Parameters
+    ----------
+    layout : DatasetLayout
+        The data set.
+    sql : str
+        One statement that reads.
+
+    Returns
+    -------
+    DataFrame
+        The answer.
+
+    Raises
+    ------
+    QueryError
+        If the data set has no manifest, or the query is not valid, or is not one statement that reads.
+    """
+    samples, simulations = layout.samples_table, layout.simulations_table
+    if not samples.exists() and not simulations.exists():
+        raise QueryError(
+            f"There is nothing to query in {layout.root}: it has no manifest. Give the folder of a data set to which "
+            "at least one block was committed."
+        )
+    with duckdb.connect(":memory:") as connection:
+        connection.register("samples", _source(samples, SampleRow))
+        connection.register("simulations", _source(simulations, SimulationRow))
+        connection.execute(_CURRENT_SIMULATIONS)
+        for setting, value in _CLOSED.items():
+            connection.execute(f"SET {setting} = {value}")
+        try:
+            statements = connection.extract_statements(sql)
+            if len(statements) != 1 or statements[0].type not in _READING:
+                found = ", ".join(statement.type.name for statement in statements) or "nothing"
+                raise QueryError(
+                    f"A query must be one statement that reads, such as SELECT or DESCRIBE; found {found}. "
+                    "The manifest is changed by runs only."
+                )
+            answer = connection.sql(sql)
+            return pl.DataFrame() if answer is None else _frame(answer.to_arrow_table())
+        except duckdb.Error as error:
+            raise QueryError(
+                f"The query cannot be answered: {error}\nTables are samples, simulations and current_simulations; "
+                "DESCRIBE samples lists the columns of one. Other tables and files are out of reach."
+            ) from error
+
+
+def _source(table: object, model: Row) -> object:
+    try:
+        return DeltaTable(str(table)).to_pyarrow_dataset()
+    except TableNotFoundError:
+        return pl.DataFrame(schema=table_schema(model)).to_arrow()
+
+
+def _frame(answer: pa.Table) -> pl.DataFrame:
+    for index, field in enumerate(answer.schema):
+        if pa.types.is_interval(field.type):  # which polars does not know; differences of two times are of this kind
+            durations = [None if value is None else _duration(value) for value in answer.column(index).to_pylist()]
+            answer = answer.set_column(index, field.name, pa.array(durations, pa.duration("us")))
+    return pl.DataFrame(answer)
+
+
+def _duration(interval: pa.MonthDayNano) -> timedelta:
+    days = interval.days + 30 * interval.months  # DuckDB counts a month as 30 days where it has to
+    return timedelta(days=days, microseconds=interval.nanoseconds / 1000)

@@ -1,0 +1,175 @@
+"""A sample on disk: one ``.npz`` that holds the seven arrays of the contract."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bind_core.errors import BindDataError
+from bind_core.sample import TARGET_CHANNELS, Sample
+from storage.archives import ArchiveError, decode_arrays, encode_arrays
+from storage.files import write_bytes
+
+#: Name -> (dtype, shape); extents given as text may be any number, but the same wherever they appear.
+CONTRACT: dict[str, tuple[type, tuple[int | str, ...]]] = {
+    "condition": (np.float32, ("npix", "npix")),
+    "target": (np.float32, (len(TARGET_CHANNELS), "npix", "npix")),
+    "large_scale": (np.float32, ("n_context", "npix", "npix")),
+    "params": (np.float64, ("n_params",)),
+    "halo_mass": (np.float64, ()),
+    "halo_center": (np.float64, (3,)),
+    "rotation": (np.float64, (3, 3)),
+}
+
+_MAPS = ("condition", "target", "large_scale")
+_ROTATION_TOLERANCE = 1e-9
+
+
+class SampleError(BindDataError):
+    """A sample that does not keep to the contract, or whose file cannot be read."""
+
+
+@dataclass(frozen=True)
+class SampleFile:
+    """What was written for one sample."""
+
+    path: Path
+    bytes: int
+    """Size of the file."""
+    sha256: str
+    """Of the whole file, as 64 hexadecimal digits."""
+
+
+def encode_sample(sample: Sample, where: str = "the sample") -> bytes:
+    """Return the content of a sample's file; the same bytes for the same arrays.
+
+    Parameters
+    ----------
+    sample : Sample
+        The arrays.
+    where : str
+        Which sample it is, for error messages.
+
+    Raises
+    ------
+    SampleError
+        If a shape, a map's values or the rotation do not keep to the contract.
+    """
+    arrays = sample.arrays()
+    _check(arrays, where)
+    return encode_arrays(arrays)
+
+
+def write_sample(path: Path, sample: Sample) -> SampleFile:
+    """Write a sample atomically.
+
+    Parameters
+    ----------
+    path : Path
+        The file to make or replace; missing folders are made.
+    sample : Sample
+        The arrays.
+
+    Returns
+    -------
+    SampleFile
+        Size and digest, computed from the bytes in memory.
+
+    Raises
+    ------
+    SampleError
+        If the sample does not keep to the contract.
+    StorageFullError
+        If the disk or the quota is full.
+    """
+    content = encode_sample(sample, str(path))
+    write_bytes(path, content)
+    return SampleFile(path=path, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+def decode_sample(content: bytes, path: Path) -> Sample:
+    """Return the sample that a file's bytes hold.
+
+    Parameters
+    ----------
+    content : bytes
+        The whole file.
+    path : Path
+        Where it came from, for error messages.
+
+    Raises
+    ------
+    SampleError
+        If it is no ``.npz``, is damaged, or does not keep to the contract. Arrays that the contract does not
+        know are ignored.
+    """
+    try:
+        arrays = decode_arrays(content, path)
+    except ArchiveError as error:
+        raise SampleError(str(error)) from error
+    _check(arrays, str(path))
+    return Sample(
+        condition=arrays["condition"],
+        target=arrays["target"],
+        large_scale=arrays["large_scale"],
+        params=arrays["params"],
+        halo_mass=float(arrays["halo_mass"]),
+        halo_center=arrays["halo_center"],
+        rotation=arrays["rotation"],
+    )
+
+
+def read_sample(path: Path) -> Sample:
+    """Read a sample.
+
+    Raises
+    ------
+    SampleError
+        If the file is missing or unreadable, is no ``.npz``, is damaged, or does not keep to the contract.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise SampleError(
+            f"Cannot read the sample {path}: {error.strerror or error}. If the manifest lists it, make it again."
+        ) from error
+    return decode_sample(content, path)
+
+
+def _check(arrays: dict[str, NDArray], where: str) -> None:
+    extents: dict[str, int] = {}
+    for key, (dtype, shape) in CONTRACT.items():
+        if key not in arrays:
+            raise SampleError(
+                f"{where}: there is no array {key!r}; expected {', '.join(CONTRACT)}, found "
+                f"{', '.join(arrays) or 'none'}."
+            )
+        found = arrays[key]
+        if found.dtype != dtype:
+            raise SampleError(f"{where}: {key!r} has dtype {found.dtype}; expected {np.dtype(dtype)}.")
+        expected = shape
+        if found.ndim == len(shape):
+            for name, extent in zip(shape, found.shape, strict=True):
+                if isinstance(name, str):
+                    extents.setdefault(name, extent)
+            expected = tuple(extents[name] if isinstance(name, str) else name for name in shape)
+        if found.shape != expected:
+            raise SampleError(
+                f"{where}: {key!r} has shape {found.shape}; expected ({', '.join(map(str, expected))})"
+                f"{', the same npix in all maps' if 'npix' in shape else ''}."
+            )
+        if not np.isfinite(found).all():
+            bad = int(np.size(found) - np.isfinite(found).sum())
+            raise SampleError(f"{where}: {key!r} holds {bad} values that are not finite; expected none.")
+    for key in _MAPS:
+        if arrays[key].size and arrays[key].min() < 0:
+            raise SampleError(f"{where}: {key!r} holds the negative mass {arrays[key].min()}; expected 0 or more.")
+    rotation = arrays["rotation"]
+    deviation = float(np.abs(rotation @ rotation.T - np.eye(3)).max())
+    if deviation > _ROTATION_TOLERANCE or np.linalg.det(rotation) < 0:
+        raise SampleError(
+            f"{where}: 'rotation' is no rotation: its rows deviate from orthonormal by {deviation:.3g} and its "
+            f"determinant is {np.linalg.det(rotation):.6g}; expected at most {_ROTATION_TOLERANCE:g} and 1."
+        )

@@ -1,0 +1,259 @@
+"""What a row of the manifest must look like; checked on every write and every audit."""
+
+from enum import StrEnum
+from typing import Annotated, Optional
+
+import pandera.polars as pa
+import polars as pl
+from pandera.errors import SchemaErrors
+
+from bind_core.errors import BindDataError
+from bind_core.splits import Split
+
+_UNIT_NORM_TOLERANCE = 1e-9
+_SHOWN_FAILURES = 20
+_SHOWN_CHARACTERS = 120
+_DIGEST = r"^[0-9a-f]{64}$"
+_MASS_LARGE_SCALE = r"^mass_large_scale_\d+$"
+
+_NAME = "must be <simulation>_halo_<halo>_rot_<rotation>"
+_UNIT_NORM = "must be of unit norm"
+_INSIDE = "must lie in the folder of its split, and not lead out of the data set"
+_FINITE = "every number must be finite"
+_JSON_LISTS = "must be JSON lists"
+_COLUMNS_OF_CHECK = {
+    _NAME: ("sample_id", "simulation", "halo", "rotation"),
+    _UNIT_NORM: tuple(f"quaternion_{part}" for part in "wxyz"),
+    _INSIDE: ("path", "split"),
+    _JSON_LISTS: ("findings", "inputs"),
+}
+_READABLE = {"field_uniqueness": "unique", "not_nullable": "given"}
+
+
+class ManifestError(BindDataError):
+    """Rows that the manifest does not take, or a manifest that cannot be read or written."""
+
+
+class SimulationStatus(StrEnum):
+    """How far a simulation is."""
+
+    PLANNED = "planned"
+    """It has samples to be made, and no attempt at them has ended yet."""
+    BLOCKED = "blocked"
+    """Its input is missing or invalid; the findings say how."""
+    FAILED = "failed"
+    """An attempt ended with an error that is not the input's fault, and left no sample."""
+    PARTIAL = "partial"
+    """Some of its samples are committed, and some are missing."""
+    COMPLETE = "complete"
+    """All of its samples are committed."""
+    NO_WORK = "no_work"
+    """Its input is valid and holds no halo of any stratum."""
+    STALE = "stale"
+    """An input or the configuration has changed since its samples were made."""
+
+
+class SampleRow(pa.DataFrameModel):
+    """A row of the table ``samples``: one committed sample."""
+
+    sample_id: str = pa.Field(unique=True)
+    """``<simulation>_halo_<halo>_rot_<rotation>``."""
+    simulation: str = pa.Field(str_length={"min_value": 1})
+    """Name of the simulation, with its set's prefix."""
+    halo: pl.Int64 = pa.Field(ge=0)
+    """Index of the halo in its catalogue."""
+    rotation: pl.Int32 = pa.Field(ge=0)
+    """Number of the orientation."""
+    quaternion_w: pl.Float64 = pa.Field(in_range={"min_value": -1, "max_value": 1})
+    """The orientation as a unit quaternion, box frame -> projected frame: real part."""
+    quaternion_x: pl.Float64 = pa.Field(in_range={"min_value": -1, "max_value": 1})
+    quaternion_y: pl.Float64 = pa.Field(in_range={"min_value": -1, "max_value": 1})
+    quaternion_z: pl.Float64 = pa.Field(in_range={"min_value": -1, "max_value": 1})
+    seed_entropy: str = pa.Field(str_matches=r"^\d+(,\d+)*$")
+    """The integers that the orientation was drawn from, joined by commas; some exceed 64 bits."""
+    stratum: str = pa.Field(str_length={"min_value": 1})
+    """Name of the mass range that the halo was selected by."""
+    halo_mass: pl.Float64 = pa.Field(gt=0)
+    """M200c, Msun/h."""
+    halo_center_x: pl.Float64
+    """Centre of the halo in the box frame, Mpc/h."""
+    halo_center_y: pl.Float64
+    halo_center_z: pl.Float64
+    split: str = pa.Field(isin=[str(split) for split in Split])
+    """``train`` or ``test``."""
+    path: str = pa.Field(str_matches=r"^[^/].*\.npz$")
+    """The file, relative to the data set's root."""
+    bytes: pl.Int64 = pa.Field(gt=0)
+    """Size of the file."""
+    sha256: str = pa.Field(str_matches=_DIGEST)
+    """Of the file's content."""
+    mass_condition: pl.Float64 = pa.Field(ge=0)
+    """Mass in the window of the condition, Msun/h; likewise the following ones."""
+    mass_target_dark_matter: pl.Float64 = pa.Field(ge=0)
+    mass_target_gas: pl.Float64 = pa.Field(ge=0)
+    mass_target_stars: pl.Float64 = pa.Field(ge=0)
+    mass_large_scale: Optional[pl.Float64] = pa.Field(alias=_MASS_LARGE_SCALE, regex=True, ge=0)  # noqa: UP045
+    """One column per context window, in ascending size."""
+    config_digest: str = pa.Field(str_matches=_DIGEST)
+    """Of the configuration's content."""
+    code_version: str
+    """Version of the code that made the sample."""
+    run_id: str
+    """Run that made the sample."""
+    created_at: Annotated[pl.Datetime, "us", "UTC"]
+    """When its block was packaged, UTC."""
+
+    @pa.dataframe_check(error=_NAME)
+    def _names_agree(cls, data: pa.PolarsData) -> pl.LazyFrame:  # noqa: N805
+        name = pl.format("{}_halo_{}_rot_{}", "simulation", "halo", "rotation")
+        return data.lazyframe.select(pl.col("sample_id") == name)
+
+    @pa.dataframe_check(error=_UNIT_NORM)
+    def _rotations_are_rotations(cls, data: pa.PolarsData) -> pl.LazyFrame:  # noqa: N805
+        norm = pl.sum_horizontal(pl.col(f"quaternion_{part}") ** 2 for part in "wxyz").sqrt()
+        return data.lazyframe.select((norm - 1).abs() <= _UNIT_NORM_TOLERANCE)
+
+    @pa.dataframe_check(error=_INSIDE)
+    def _paths_stay_inside(cls, data: pa.PolarsData) -> pl.LazyFrame:  # noqa: N805
+        inside = pl.col("path").str.starts_with(pl.col("split") + "/")
+        return data.lazyframe.select(inside & ~pl.col("path").str.contains(r"(^|/)\.\.?(/|$)|\\|//"))
+
+    @pa.dataframe_check(error=_FINITE)
+    def _numbers_are_finite(cls, data: pa.PolarsData) -> pl.LazyFrame:  # noqa: N805
+        floats = pl.col(pl.Float64)
+        return data.lazyframe.select(pl.all_horizontal(floats.is_finite()))
+
+    class Config:
+        """No unknown columns; what is coerced is coerced before."""
+
+        strict = True
+
+
+class SimulationRow(pa.DataFrameModel):
+    """A row of the table ``simulations``: one attempt at one simulation."""
+
+    simulation: str = pa.Field(str_length={"min_value": 1})
+    """Name of the simulation, with its set's prefix."""
+    run_id: str
+    """Run that the attempt was part of."""
+    recorded_at: Annotated[pl.Datetime, "us", "UTC"]
+    """When the attempt ended, UTC."""
+    status: str = pa.Field(isin=[str(status) for status in SimulationStatus])
+    """A `SimulationStatus`."""
+    split: str = pa.Field(isin=[str(split) for split in Split])
+    """``train`` or ``test``."""
+    n_halos: pl.Int64 = pa.Field(ge=0, nullable=True)
+    """Haloes in any of the strata; null if the catalogue could not be read."""
+    n_planned: pl.Int64 = pa.Field(ge=0)
+    """Samples that this attempt was to make."""
+    n_committed: pl.Int64 = pa.Field(ge=0)
+    """Samples of the simulation that are in the manifest after this attempt, earlier ones included."""
+    findings: str
+    """What validation found: a JSON list of objects."""
+    inputs: str
+    """The input files: a JSON list of ``{role, path, bytes, mtime, sha256 or null}``."""
+    config_digest: str = pa.Field(str_matches=_DIGEST)
+    """Of the configuration's content."""
+    code_version: str
+    """Version of the code that made the attempt."""
+    message: str
+    """One sentence for a human reader; may be empty."""
+
+    @pa.dataframe_check(error=_JSON_LISTS)
+    def _lists_are_lists(cls, data: pa.PolarsData) -> pl.LazyFrame:  # noqa: N805
+        json_list = r"(?s)^\s*\[.*\]\s*$"
+        return data.lazyframe.select(
+            pl.col("findings").str.contains(json_list) & pl.col("inputs").str.contains(json_list)
+        )
+
+    class Config:
+        """No unknown columns; what is coerced is coerced before."""
+
+        strict = True
+
+
+Row = type[SampleRow] | type[SimulationRow]
+
+
+def table_schema(model: Row, n_context: int = 0) -> dict[str, pl.DataType]:
+    """Return the columns of a table with their types, in order.
+
+    Parameters
+    ----------
+    model : SampleRow or SimulationRow
+        Which table.
+    n_context : int
+        Number of context windows, each of which has a column ``mass_large_scale_<i>`` in the samples.
+    """
+    columns: dict[str, pl.DataType] = {}
+    for name, column in model.to_schema().columns.items():
+        names = [f"mass_large_scale_{index}" for index in range(n_context)] if column.regex else [name]
+        columns |= dict.fromkeys(names, column.dtype.type)
+    return columns
+
+
+def validate_rows(rows: pl.DataFrame, model: Row) -> pl.DataFrame:
+    """Check rows against their schema, all of it at once.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Columns in any order; integers and times of another width are converted where that loses nothing. An
+        empty text in ``findings`` or ``inputs`` counts as an empty list.
+    model : SampleRow or SimulationRow
+        Which table they are for.
+
+    Returns
+    -------
+    DataFrame
+        The rows, with the schema's types and order of columns.
+
+    Raises
+    ------
+    ManifestError
+        With every failure: which column or check, which row, and the value.
+    """
+    n_context = sum(column.startswith("mass_large_scale_") for column in rows.columns)
+    schema = table_schema(model, n_context)
+    missing = [column for column in schema if column not in rows.columns]
+    unknown = [column for column in rows.columns if column not in schema]
+    if missing or unknown:
+        lines = [f"  missing: {', '.join(missing)}"] if missing else []
+        lines += [f"  unknown: {', '.join(unknown)}"] if unknown else []
+        raise ManifestError(f"Rows for {_title(model)} do not have its columns:\n" + "\n".join(lines))
+    lists = pl.col("findings", "inputs").fill_null("").replace("", "[]")
+    if model is SimulationRow:
+        rows = rows.with_columns(lists)
+    try:
+        typed = rows.select(pl.col(name).cast(dtype) for name, dtype in schema.items())
+    except pl.exceptions.PolarsError as error:
+        raise ManifestError(f"Rows for {_title(model)} have values of a wrong type: {error}") from error
+    try:
+        return model.validate(typed, lazy=True)
+    except SchemaErrors as error:
+        raise ManifestError(_explain(error.failure_cases, typed, model)) from error
+
+
+def _title(model: Row) -> str:
+    return f"the table {'samples' if model is SampleRow else 'simulations'!r}"
+
+
+def _explain(failures: pl.DataFrame, rows: pl.DataFrame, model: Row) -> str:
+    name = "sample_id" if model is SampleRow else "simulation"
+    lines = [f"{failures.height} checks failed on rows for {_title(model)}; nothing was written:"]
+    for failure in failures.head(_SHOWN_FAILURES).to_dicts():
+        row, check = failure["index"], failure["check"]
+        who = "all rows" if row is None else f"row {row} ({rows[name][row]})"
+        if failure["schema_context"] == "Column":
+            check = f"must be {_READABLE.get(check, check)}"
+            found = {failure["column"]: failure["failure_case"]}
+        else:
+            columns = _COLUMNS_OF_CHECK.get(check) or [
+                column.name for column in rows.select(pl.col(pl.Float64)) if not column.is_finite().all()
+            ]
+            found = {} if row is None else {column: rows[column][row] for column in columns}
+        values = ", ".join(f"{column} = {str(value)[:_SHOWN_CHARACTERS]}" for column, value in found.items())
+        lines.append(f"  {who}: {values}: {check}")
+    if failures.height > _SHOWN_FAILURES:
+        lines.append(f"  … and {failures.height - _SHOWN_FAILURES} more")
+    return "\n".join(lines)
