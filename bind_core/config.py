@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 from enum import StrEnum
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -68,19 +69,31 @@ class Stratum(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     min_mass: float = Field(1e13, ge=0, description="Haloes above this M200c are taken, in Msun/h (exclusive).")
-    max_mass: float = Field(math.inf, gt=0, description="Haloes up to this M200c are taken, in Msun/h (inclusive).")
+    max_mass: float | None = Field(
+        None, gt=0, description="Haloes up to this M200c are taken, in Msun/h (inclusive); empty for no limit."
+    )
     rotations: int = Field(10, ge=1, le=100_000, description="Random orientations per halo.")
+
+    @field_validator("max_mass")
+    @classmethod
+    def _infinity_is_no_limit(cls, max_mass: float | None) -> float | None:
+        return None if max_mass == math.inf else max_mass
 
     @model_validator(mode="after")
     def _range_is_not_empty(self) -> Self:
-        if not self.max_mass > self.min_mass:
+        if not self.upper_mass > self.min_mass:
             raise ValueError(f"max_mass ({self.max_mass:g}) must be greater than min_mass ({self.min_mass:g})")
         return self
 
     @property
+    def upper_mass(self) -> float:
+        """The inclusive upper limit in Msun/h, infinite where there is none."""
+        return math.inf if self.max_mass is None else self.max_mass
+
+    @property
     def name(self) -> str:
         """The range as interval, e.g. ``(1e+13, inf]``."""
-        return f"({self.min_mass:g}, {self.max_mass:g}]"
+        return f"({self.min_mass:g}, {self.upper_mass:g}]"
 
 
 class DatasetConfig(BaseModel):
@@ -155,8 +168,8 @@ class DatasetConfig(BaseModel):
     @classmethod
     def _disjoint(cls, strata: tuple[Stratum, ...]) -> tuple[Stratum, ...]:
         ordered = sorted(strata, key=lambda stratum: stratum.min_mass)
-        for lower, upper in zip(ordered, ordered[1:], strict=False):
-            if lower.max_mass > upper.min_mass:
+        for lower, upper in pairwise(ordered):
+            if lower.upper_mass > upper.min_mass:
                 raise ValueError(f"strata {lower.name} and {upper.name} overlap: a halo must belong to one only")
         return strata
 
@@ -211,9 +224,6 @@ class DatasetConfig(BaseModel):
     def to_yaml(self) -> str:
         """Return the configuration as YAML that `from_yaml_text` reads back to an equal one."""
         values = self.model_dump(mode="json")
-        for stratum in values["strata"]:
-            if stratum["max_mass"] is None:  # JSON has no infinity
-                stratum["max_mass"] = math.inf
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
     @classmethod

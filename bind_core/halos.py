@@ -100,7 +100,7 @@ def read_catalogue(files: Sequence[Path]) -> HaloCatalogue:
 
 def halos_in(catalogue: HaloCatalogue, stratum: Stratum) -> list[Halo]:
     """Return the haloes whose M200c lies in a stratum, in catalogue order."""
-    inside = (catalogue.masses > stratum.min_mass) & (catalogue.masses <= stratum.max_mass)
+    inside = (catalogue.masses > stratum.min_mass) & (catalogue.masses <= stratum.upper_mass)
     return [
         Halo(
             index=int(index),

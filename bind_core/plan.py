@@ -1,7 +1,9 @@
 """Predicted samples: which haloes of a simulation, in which orientations, a configuration asks for."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +11,7 @@ from numpy.typing import NDArray
 from bind_core.config import DatasetConfig
 from bind_core.halos import HaloCatalogue, halos_in
 from bind_core.rotations import rotation_matrix, seed_entropy
+from bind_core.splits import Split
 
 
 def sample_id(simulation: str, halo: int, rotation: int) -> str:
@@ -41,6 +44,61 @@ class Target:
     def rotation_matrix(self, config: DatasetConfig) -> NDArray[np.float64]:
         """Return the (3, 3) rotation from the box frame to the projected frame."""
         return rotation_matrix(config.rotations, self.entropy)
+
+
+@dataclass(frozen=True)
+class SimulationPlan:
+    """The samples to make of one simulation."""
+
+    simulation: str
+    split: Split
+    parameters: tuple[float, ...]
+    """The simulation's parameters, in the table's order."""
+    targets: tuple[Target, ...]
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """What one MPI job is to do; travels to it as JSON."""
+
+    config: DatasetConfig
+    run_id: str
+    block: int
+    """Number of the block in the run, from 0."""
+    simulations: tuple[SimulationPlan, ...]
+
+    def to_json(self) -> str:
+        """Return the plan as JSON that `from_json` reads back to an equal one."""
+        values = {
+            "config": self.config.model_dump(mode="json"),
+            "run_id": self.run_id,
+            "block": self.block,
+            "simulations": [asdict(simulation) for simulation in self.simulations],
+        }
+        return json.dumps(values)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Rebuild a plan from what `to_json` returned."""
+        values = json.loads(text)
+        return cls(
+            config=DatasetConfig(**values["config"]),
+            run_id=values["run_id"],
+            block=values["block"],
+            simulations=tuple(_simulation_plan(simulation) for simulation in values["simulations"]),
+        )
+
+
+def _simulation_plan(values: dict[str, Any]) -> SimulationPlan:
+    return SimulationPlan(
+        simulation=values["simulation"],
+        split=Split(values["split"]),
+        parameters=tuple(values["parameters"]),
+        targets=tuple(
+            Target(**{**target, "entropy": tuple(target["entropy"]), "halo_center": tuple(target["halo_center"])})
+            for target in values["targets"]
+        ),
+    )
 
 
 def predicted_targets(

@@ -1,0 +1,457 @@
+"""The MPI program: makes the samples of a block of simulations.
+
+``python -m mpi4py -m tasks.projection_job PLAN.json --ranks N`` is what launchers start; the batch entry point calls
+`project_block` on its own communicator. It knows no Prefect, and it writes samples and results only: whether a
+sample exists is for the manifest to say, which the caller keeps.
+
+The ranks of a node share one copy of the particles of one component at a time. They fill it together, each from its
+own part of the files, and then deal the samples out among themselves. The maps wait in shared memory until all
+components are done; then the samples are written. The result does not depend on the number of ranks.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Self, TypeVar, cast
+
+import numpy as np
+from mpi4py import MPI
+from numpy.typing import NDArray
+
+from bind_core.config import DatasetConfig
+from bind_core.content import ContentCheck
+from bind_core.errors import BindDataError, SnapshotError
+from bind_core.findings import Finding, blocks
+from bind_core.mesh import ParticleMesh, cell_counts, cells_per_side_for, scatter
+from bind_core.plan import BlockPlan, SimulationPlan, Target
+from bind_core.projection import project_all, project_native
+from bind_core.sample import TARGET_CHANNELS, Sample
+from bind_core.snapshot import (
+    Component,
+    ComponentSource,
+    SnapshotHeader,
+    component_source,
+    read_header,
+    read_slices,
+    share_of,
+)
+from bind_core.suite import Role, SimulationFiles, find_simulation
+from bind_core.validation import unreadable
+from storage.files import write_bytes
+from storage.layout import DatasetLayout
+from storage.samples import write_sample
+from tasks.shared_memory import dealt_out, shared_array, together
+
+MAPS_MEMORY = 2 << 30
+"""Bytes of finished maps that may wait in memory; a simulation with more samples is done in several passes."""
+
+Result = TypeVar("Result")
+
+_PROGRESS_INTERVAL = 0.25
+_TARGET_COMPONENTS = (Component.DARK_MATTER, Component.GAS, Component.STARS)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the job is with a simulation."""
+
+    simulation: str
+    phase: str
+    done: int
+    of: int
+
+
+ProgressSink = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class SampleRecord:
+    """A sample that was written: what the manifest needs to know beyond its target."""
+
+    sample_id: str
+    path: str
+    """Relative to the data set's root."""
+    bytes: int
+    sha256: str
+    masses: dict[str, float]
+    """Msun/h, as `Sample.map_masses` returns them."""
+
+
+@dataclass(frozen=True)
+class SimulationResult:
+    """What became of one simulation of a block."""
+
+    simulation: str
+    samples: tuple[SampleRecord, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall time by phase, on rank 0 of the node."""
+
+    def to_json(self) -> str:
+        """Return the result as JSON that `from_json` reads back to an equal one."""
+        return json.dumps(
+            {
+                "simulation": self.simulation,
+                "samples": [asdict(sample) for sample in self.samples],
+                "findings": [finding.as_dict() for finding in self.findings],
+                "seconds": self.seconds,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Rebuild a result from what `to_json` returned."""
+        values = json.loads(text)
+        return cls(
+            simulation=values["simulation"],
+            samples=tuple(SampleRecord(**sample) for sample in values["samples"]),
+            findings=tuple(Finding.from_dict(finding) for finding in values["findings"]),
+            seconds=values["seconds"],
+        )
+
+
+def project_block(
+    comm: MPI.Intracomm, plan: BlockPlan, progress: ProgressSink, *, ranks_per_node: int | None = None
+) -> list[SimulationResult]:
+    """Make all samples of a block; collective.
+
+    Parameters
+    ----------
+    comm : MPI.Comm
+        All ranks of the job. Simulations are dealt out to nodes, samples to the ranks of a node.
+    plan : BlockPlan
+        What to do; the same on every rank.
+    progress : callable
+        Called on any rank, some times a second.
+    ranks_per_node : int, optional
+        Treats each so many ranks as a node of their own. By default, ranks that can share memory are a node.
+
+    Returns
+    -------
+    list of SimulationResult
+        On rank 0, in the plan's order; empty on the others. A simulation with bad content has findings and no
+        samples.
+
+    Raises
+    ------
+    BindDataError
+        If samples cannot be written. The block can be repeated.
+    """
+    node = _node_of(comm, ranks_per_node)
+    try:
+        leaders = comm.Split(0 if node.rank == 0 else MPI.UNDEFINED, comm.rank)
+        place = (leaders.rank, leaders.size) if node.rank == 0 else None
+        node_number, nodes = node.bcast(place)
+        _compile_once(node, plan.config)
+        mine = [
+            _project_simulation(node, plan, simulation, progress) for simulation in plan.simulations[node_number::nodes]
+        ]
+        gathered = leaders.gather(mine) if node.rank == 0 else None
+        if leaders != MPI.COMM_NULL:
+            leaders.Free()
+        comm.Barrier()
+    finally:
+        node.Free()
+    by_name = {result.simulation: result for results in gathered or [] for result in results}
+    return [by_name[simulation.simulation] for simulation in plan.simulations] if comm.rank == 0 else []
+
+
+def check_world_size(comm: MPI.Intracomm, asked: int) -> None:
+    """Make sure that the launcher started one job of the size asked for, and not several jobs of one rank.
+
+    Raises
+    ------
+    BindDataError
+        If it did not.
+    """
+    if comm.size != asked:
+        raise BindDataError(
+            f"Starting an MPI job of {asked} ranks: this process finds itself in one of {comm.size}. The launcher does "
+            f"not belong to the MPI library that mpi4py uses ({MPI.Get_library_version().split(chr(10))[0].strip()}). "
+            "Call the launcher of that library."
+        )
+
+
+def _node_of(comm: MPI.Intracomm, ranks_per_node: int | None) -> MPI.Intracomm:
+    if ranks_per_node is not None:
+        return cast(MPI.Intracomm, comm.Split(comm.rank // ranks_per_node, comm.rank))
+    return cast(MPI.Intracomm, comm.Split_type(MPI.COMM_TYPE_SHARED, key=comm.rank))
+
+
+def _compile_once(node: MPI.Intracomm, config: DatasetConfig) -> None:
+    """Let one rank compile the kernels, so that the others find them in the cache."""
+    if node.rank == 0:
+        positions = np.zeros((1, 3), dtype=np.float32)
+        for masses in (1.0, np.ones(1, dtype=np.float32)):
+            particles = ParticleMesh.build(positions, masses, config.depth)
+            project_all(particles, np.zeros(3), np.eye(3), config.windows, config.backend)
+            project_native(particles, np.zeros(3), np.eye(3), config.windows, config.backend)
+    node.Barrier()
+
+
+def _project_simulation(
+    node: MPI.Intracomm, plan: BlockPlan, simulation: SimulationPlan, progress: ProgressSink
+) -> SimulationResult:
+    job = _SimulationJob(node, plan, simulation, progress)
+    try:
+        return job.run()
+    except _UnusableInputError as error:
+        return SimulationResult(simulation.simulation, findings=tuple(error.findings))
+
+
+class _UnusableInputError(BindDataError):
+    """Raised on all ranks of a node together, when a simulation turns out to be unusable."""
+
+    def __init__(self, findings: Sequence[Finding]) -> None:
+        super().__init__("; ".join(finding.message for finding in findings))
+        self.findings = findings
+
+
+class _SimulationJob:
+    """One simulation on the ranks of one node; all methods are collective unless they say otherwise."""
+
+    def __init__(
+        self, node: MPI.Intracomm, plan: BlockPlan, simulation: SimulationPlan, progress: ProgressSink
+    ) -> None:
+        self.node = node
+        self.config = plan.config
+        self.simulation = simulation
+        self.layout = DatasetLayout(plan.config.output_root, plan.config.set_name)
+        self.progress = progress
+        self.seconds: dict[str, float] = {}
+        self._last_report = 0.0
+
+    def run(self) -> SimulationResult:
+        """Read, project and write everything."""
+        files, headers = self._on_first_rank(self._open)
+        shape = (self.maps_per_sample, self.config.resolution, self.config.resolution)
+        per_batch = max(1, MAPS_MEMORY // (int(np.prod(shape)) * 4))
+        targets = self.simulation.targets
+        records: list[SampleRecord] = []
+        findings: list[Finding] = []
+        for start in range(0, len(targets), per_batch):
+            batch = targets[start : start + per_batch]
+            with shared_array(self.node, (len(batch), *shape), np.float32) as maps:
+                findings = self._fill(maps, batch, files, headers)
+                with self._timed("write"):
+                    records += self._write(maps, batch)
+        return SimulationResult(self.simulation.simulation, tuple(records), tuple(findings), self.seconds)
+
+    @property
+    def maps_per_sample(self) -> int:
+        """Condition, context maps and targets."""
+        return 1 + len(self.config.context_sizes) + len(TARGET_CHANNELS)
+
+    def _open(self) -> tuple[SimulationFiles, dict[Role, tuple[SnapshotHeader, ...]]]:
+        files = find_simulation(self.simulation.simulation, self.config)
+        return files, {inputs.role: (read_header(inputs.files[0]),) for inputs in (files.dmo, files.hydro)}
+
+    def _fill(
+        self,
+        maps: NDArray[np.float32],
+        targets: Sequence[Target],
+        files: SimulationFiles,
+        headers: dict[Role, tuple[SnapshotHeader, ...]],
+    ) -> list[Finding]:
+        """Project every component onto the maps of every target; return the findings that block nothing."""
+        check = ContentCheck(self.simulation.simulation, headers[Role.DMO][0].box_size)
+        usable = True
+        findings: list[Finding] = []
+        for component in Component:
+            inputs = files.dmo if component is Component.DMO else files.hydro
+            with ExitStack() as stack:
+                try:
+                    source = self._on_first_rank(partial(component_source, component, inputs.files, self.config))
+                    with self._timed("read"):
+                        particles = stack.enter_context(self._particles(source, check))
+                except SnapshotError as error:
+                    findings.append(unreadable(self.simulation.simulation, error))
+                    usable = False
+                    continue
+                usable = usable and not blocks(self._content_findings(check, headers))
+                if usable:
+                    with self._timed("project"):
+                        self._project(component, particles, maps, targets)
+        findings += self._content_findings(check, headers)
+        if blocks(findings):
+            raise _UnusableInputError(findings)
+        return findings
+
+    @contextmanager
+    def _particles(self, source: ComponentSource, check: ContentCheck) -> Iterator[ParticleMesh]:
+        """Sort a component's particles into a mesh in the node's shared memory."""
+        positions, masses = together(self.node, lambda: self._read_share(source, check))
+        cells = cells_per_side_for(source.count, source.box_size)
+        counts = cell_counts(positions, source.box_size, cells)
+        before = np.zeros_like(counts)
+        self.node.Exscan(counts, before)
+        if self.node.rank == 0:
+            before[:] = 0
+        totals = np.empty_like(counts)
+        self.node.Allreduce(counts, totals)
+        cell_starts = np.concatenate([[0], np.cumsum(totals)])
+        count = int(cell_starts[-1])
+        with ExitStack() as stack:
+            sorted_positions = stack.enter_context(shared_array(self.node, (count, 3), np.float32))
+            sorted_masses: NDArray[np.float32] | None = None
+            mass: NDArray[np.float32] | float
+            if source.uniform_mass is None:
+                mass = sorted_masses = stack.enter_context(shared_array(self.node, (count,), np.float32))
+            else:
+                mass = source.uniform_mass
+            next_slot = before + cell_starts[:-1]
+            scatter(positions, masses, next_slot, sorted_positions, sorted_masses, source.box_size, cells)
+            del positions, masses
+            self.node.Barrier()
+            yield ParticleMesh(sorted_positions, mass, cell_starts, cells, source.box_size)
+            self.node.Barrier()
+
+    def _read_share(
+        self, source: ComponentSource, check: ContentCheck
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Read this rank's part of the files; not collective."""
+        check.start(source.component, source.count)
+        pieces = share_of(source.pieces, self.node.rank, self.node.size)
+        count = sum(piece.stop - piece.start for piece in pieces)
+        positions = np.empty((count, 3), dtype=np.float32)
+        masses = np.empty(count, dtype=np.float32) if source.uniform_mass is None else None
+        filled = 0
+        for particles in read_slices(source, pieces):
+            check.add(source.component, particles)
+            end = filled + len(particles.positions)
+            positions[filled:end] = particles.positions
+            if masses is not None:
+                masses[filled:end] = particles.masses
+            filled = end
+        return positions[:filled], None if masses is None else masses[:filled]
+
+    def _project(
+        self,
+        component: Component,
+        particles: ParticleMesh,
+        maps: NDArray[np.float32],
+        targets: Sequence[Target],
+    ) -> None:
+        windows, backend = self.config.windows, self.config.backend
+        context_end = 1 + len(self.config.context_sizes)
+
+        def project_mine() -> None:
+            for index in indices:
+                target = targets[index]
+                center = np.array(target.halo_center)
+                rotation = target.rotation_matrix(self.config)
+                if component is Component.DMO:
+                    maps[index, :context_end] = project_all(particles, center, rotation, windows, backend)
+                else:
+                    channel = context_end + _TARGET_COMPONENTS.index(component)
+                    maps[index, channel] = project_native(particles, center, rotation, windows, backend)
+                self._report(component.value, index + 1, len(targets))
+
+        with dealt_out(self.node, len(targets)) as indices:
+            together(self.node, project_mine)
+
+    def _write(self, maps: NDArray[np.float32], targets: Sequence[Target]) -> list[SampleRecord]:
+        mine: dict[int, SampleRecord] = {}
+
+        def write_mine() -> None:
+            for index in indices:
+                mine[index] = self._write_sample(maps[index], targets[index])
+                self._report("write", index + 1, len(targets))
+
+        with dealt_out(self.node, len(targets)) as indices:
+            together(self.node, write_mine)
+        gathered = self.node.gather(mine)
+        records = {index: record for part in gathered or [] for index, record in part.items()}
+        return [records[index] for index in sorted(records)]
+
+    def _write_sample(self, maps: NDArray[np.float32], target: Target) -> SampleRecord:
+        """Write one sample; not collective."""
+        context_end = 1 + len(self.config.context_sizes)
+        sample = Sample(
+            condition=maps[0],
+            large_scale=maps[1:context_end],
+            target=maps[context_end:],
+            params=np.array(self.simulation.parameters),
+            halo_mass=target.halo_mass,
+            halo_center=np.array(target.halo_center),
+            rotation=target.rotation_matrix(self.config),
+        )
+        path = self.layout.sample_path(self.simulation.split, target.simulation, target.halo, target.rotation)
+        written = write_sample(path, sample)
+        return SampleRecord(
+            sample_id=target.sample_id,
+            path=self.layout.relative(path),
+            bytes=written.bytes,
+            sha256=written.sha256,
+            masses=sample.map_masses(self.config.windows),
+        )
+
+    def _content_findings(self, check: ContentCheck, headers: dict[Role, tuple[SnapshotHeader, ...]]) -> list[Finding]:
+        """Return, on every rank, what is wrong with the particles that all ranks have seen."""
+        parts = self.node.gather(check)
+        findings: list[Finding] = []
+        if parts is not None:
+            merged = ContentCheck(check.simulation, check.box_size)
+            for part in parts:
+                merged.merge(part)
+            findings = merged.findings(self.config, headers)
+        return self.node.bcast(findings)
+
+    def _on_first_rank(self, step: Callable[[], Result]) -> Result:
+        """Do something on the node's first rank and return its result, or raise its error, on all."""
+        outcome = together(self.node, step if self.node.rank == 0 else lambda: None)
+        return self.node.bcast(outcome)
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+    def _report(self, phase: str, done: int, of: int) -> None:
+        now = time.monotonic()
+        if done == of or now - self._last_report >= _PROGRESS_INTERVAL:
+            self._last_report = now
+            self.progress(Progress(self.simulation.simulation, phase, done, of))
+
+
+def result_file(folder: Path, simulation: str) -> Path:
+    """Return the file that holds a simulation's result in a block's work folder."""
+    return folder / f"{simulation}.result.json"
+
+
+def print_progress(progress: Progress) -> None:
+    """Write a progress report to standard output as one line of JSON, in one piece."""
+    line = json.dumps(asdict(progress)) + "\n"
+    sys.stdout.flush()
+    os.write(sys.stdout.fileno(), line.encode())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a block from a plan file, and leave a result file for each simulation beside it."""
+    parser = argparse.ArgumentParser(description="Make the samples of a block of simulations (an MPI program).")
+    parser.add_argument("plan", type=Path, help="the block's plan, JSON")
+    parser.add_argument("--ranks", type=int, required=True, help="number of ranks that the launcher was asked for")
+    options = parser.parse_args(arguments)
+    comm = MPI.COMM_WORLD
+    try:
+        check_world_size(comm, options.ranks)
+        plan = BlockPlan.from_json(options.plan.read_text(encoding="utf-8"))
+        for result in project_block(comm, plan, print_progress):
+            write_bytes(result_file(options.plan.parent, result.simulation), result.to_json().encode())
+    except BindDataError as error:
+        # Raised on all ranks together: one of them says it.
+        if comm.rank == 0:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
