@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import chain
@@ -33,6 +33,7 @@ PARTICLE_TYPES = 6
 """Length of the per-type arrays in a snapshot's header."""
 
 _HDF5_CHUNK = 65536
+_GATHERED_PARTICLES = 4 * _HDF5_CHUNK
 _BYTES_OF_CHUNK_CACHE = 8 * 2**20
 _GZIP_LEVEL = 4
 _BLOSC_LEVEL = 5
@@ -267,7 +268,7 @@ def write_catalogue(paths: Sequence[Path], universe: MockUniverse, form: MockFor
         How they are stored.
     """
     halos = universe.halos
-    columns = _catalogue_columns(halos, universe.dmo_particle_mass)
+    columns = _catalogue_columns(halos, universe.dmo_particle_mass, universe.box_size)
     sizes = _parts(len(halos), len(paths), phase=1)
     starts = np.concatenate([[0], np.cumsum(sizes)])
     for path, start, size in zip(paths, starts, sizes, strict=False):
@@ -285,7 +286,7 @@ def write_catalogue(paths: Sequence[Path], universe: MockUniverse, form: MockFor
                     group.create_dataset(name, data=column[start : start + size], track_times=False)
 
 
-def _catalogue_columns(halos: Sequence[MockHalo], particle_mass: float) -> dict[str, NDArray[Any]]:
+def _catalogue_columns(halos: Sequence[MockHalo], particle_mass: float, box_size: float) -> dict[str, NDArray[Any]]:
     positions = np.array([halo.position for halo in halos]).reshape(-1, 3)
     m200c = np.array([halo.m200c for halo in halos])
     fof = np.array([halo.fof_mass for halo in halos])
@@ -298,7 +299,7 @@ def _catalogue_columns(halos: Sequence[MockHalo], particle_mass: float) -> dict[
         "GroupLen": lengths,
         "GroupLenType": length_by_type,
         "GroupMass": (fof / MASS_UNIT).astype(np.float32),
-        "GroupPos": (positions * KPC_PER_MPC).astype(np.float32),
+        "GroupPos": _stored_positions(positions, box_size, np.dtype(np.float32), Compression.NONE),
         "GroupVel": np.zeros((len(halos), 3), dtype=np.float32),
         "Group_M_Crit200": (m200c / MASS_UNIT).astype(np.float32),
         "Group_M_Crit500": (m500c / MASS_UNIT).astype(np.float32),
@@ -339,7 +340,9 @@ def _write_snapshot(
             header = _header(file, universe, form)
             header["MassTable"] = mass_table
             header["NumFilesPerSnapshot"] = np.int32(len(paths))
-            here = np.array([per_file[kind][number] if kind in per_file else 0 for kind in range(PARTICLE_TYPES)])
+            here = np.zeros(PARTICLE_TYPES, dtype=np.uint64)
+            for kind, sizes in per_file.items():
+                here[kind] = sizes[number]
             if form.count_bits == 32:
                 header["NumPart_ThisFile"] = here.astype(np.int32)
                 header["NumPart_Total"] = (total % np.uint64(2**32)).astype(np.uint32)
@@ -352,12 +355,35 @@ def _write_snapshot(
                     has_masses = kind is not ParticleType.DARK_MATTER or dark_matter_dataset
                     _create_datasets(file, kind, sizes[number], coordinate_type, compression, has_masses)
         streams = {kind: _TypeStream(files, kind, sizes) for kind, sizes in per_file.items()}
-        for block in blocks:
+        for block in _gathered(blocks):
             coordinates = _stored_positions(block.positions, universe.box_size, coordinate_type, compression)
             streams[block.kind].append(block, coordinates)
     finally:
         for file in files:
             file.close()
+
+
+def _gathered(blocks: Iterable[ParticleBlock]) -> Iterator[ParticleBlock]:
+    """Join the blocks of each type until they fill a few HDF5 chunks: fewer and larger writes."""
+    waiting: dict[ParticleType, list[ParticleBlock]] = {}
+    for block in blocks:
+        kept = waiting.setdefault(block.kind, [])
+        kept.append(block)
+        if sum(len(part.ids) for part in kept) >= _GATHERED_PARTICLES:
+            yield _joined(waiting.pop(block.kind))
+    for kept in waiting.values():
+        yield _joined(kept)
+
+
+def _joined(blocks: Sequence[ParticleBlock]) -> ParticleBlock:
+    times = [block.formation_times for block in blocks if block.formation_times is not None]
+    return ParticleBlock(
+        blocks[0].kind,
+        np.concatenate([block.positions for block in blocks]),
+        np.concatenate([block.masses for block in blocks]),
+        np.concatenate([block.ids for block in blocks]),
+        np.concatenate(times) if times else None,
+    )
 
 
 def _header(file: h5py.File, universe: MockUniverse, form: MockFormat) -> h5py.AttributeManager:

@@ -1,14 +1,13 @@
 """A mock universe written as a CAMELS suite: paired simulations, catalogues and a parameter table, from a seed.
 
 `write_mock_suite` is what tests, demonstrations and benchmarks start from. A simulation's bytes depend on the seed,
-its name and the options alone, so suites can grow, and two machines get the same one.
+its name and the options alone, so that a suite can grow, and be made again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -301,7 +300,7 @@ def _record_path(root: Path, name: str) -> Path:
 
 
 def _intact_record(root: Path, name: str, recipe: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of a simulation, if it was written by this recipe and no file of it has changed since."""
+    """Return a simulation's record, if it was written by this recipe and no file of it has changed since."""
     try:
         record = json.loads(_record_path(root, name).read_text())
     except FileNotFoundError:
@@ -336,7 +335,11 @@ def _format_from(values: dict[str, Any]) -> MockFormat:
 
 def _halo_from(values: dict[str, Any]) -> MockHalo:
     return MockHalo(
-        **{key: tuple(value) if isinstance(value, list | tuple) else value for key, value in values.items()}
+        position=tuple(values["position"]),
+        m200c=values["m200c"],
+        r200c=values["r200c"],
+        fof_mass=values["fof_mass"],
+        site=tuple(values["site"]),
     )
 
 
@@ -356,4 +359,4 @@ def _write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
     temporary.write_text(text)
-    os.replace(temporary, path)
+    temporary.replace(path)
