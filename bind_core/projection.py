@@ -108,6 +108,27 @@ def project_all(
     return _BACKENDS[Backend(backend)](particles, center, np.ascontiguousarray(rotation), windows)
 
 
+def largest_deviation(maps: np.ndarray, expected: np.ndarray) -> float:
+    """Return how far two stacks of maps are apart, in the measure that all backends are held to.
+
+    Parameters
+    ----------
+    maps, expected : ndarray of shape (n_maps, n, n)
+        Non-negative.
+
+    Returns
+    -------
+    float
+        Largest ``|maps - expected|`` in units of ``max(expected, mean of that expected map)``; infinite where a
+        map should be empty and is not.
+    """
+    difference = np.abs(np.asarray(maps) - expected)
+    scale = np.maximum(expected, np.mean(expected, axis=(-2, -1), keepdims=True))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = np.where(difference == 0, 0.0, difference / scale)
+    return float(relative.max())
+
+
 # --------------------------------------------------------------------------------------------------- geometry
 
 
