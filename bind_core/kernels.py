@@ -38,6 +38,8 @@ def _interval(
     offset: float, slope: float, half: float, low: float, high: float
 ) -> tuple[float, float]:  # pragma: no cover - compiled
     """Narrow [low, high] to the t with |offset + slope * t| <= half; an empty result has low > high."""
+    if half < 0.0:
+        return 1.0, 0.0
     if abs(slope) < 1e-9:
         if abs(offset) > half + WALK_SLACK:
             return 1.0, 0.0
