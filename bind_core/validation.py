@@ -5,7 +5,7 @@ parameter table; it reads no particle. `check_content` reads them all.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -125,15 +125,22 @@ def validate_simulation(files: SimulationFiles, config: DatasetConfig, table: Pa
     Inspection
         With the findings of both depths.
     """
+    return _with_content(inspect_simulation(files, config, table), config)
+
+
+def screen_simulation(files: SimulationFiles, config: DatasetConfig, table: ParameterTable) -> Inspection:
+    """Check a simulation before its projection, which checks the particles as it reads them.
+
+    Where the simulation is blocked already, there will be no projection: then its particles are read here, so that
+    all findings come at once.
+    """
     inspection = inspect_simulation(files, config, table)
+    return _with_content(inspection, config) if inspection.blocked else inspection
+
+
+def _with_content(inspection: Inspection, config: DatasetConfig) -> Inspection:
     content = check_content(inspection, config)
-    return Inspection(
-        files,
-        inspection.findings + tuple(content),
-        inspection.headers,
-        inspection.catalogue,
-        inspection.parameters,
-    )
+    return replace(inspection, findings=inspection.findings + tuple(content))
 
 
 def unreadable(simulation: str, error: BindDataError) -> Finding:

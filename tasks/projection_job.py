@@ -16,10 +16,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Self, TypeVar, cast
+from typing import TypeVar, cast
 
 import numpy as np
 from mpi4py import MPI
@@ -46,6 +46,7 @@ from bind_core.suite import Role, SimulationFiles, find_simulation
 from bind_core.validation import unreadable
 from storage.files import write_bytes
 from storage.layout import DatasetLayout
+from storage.recording import SampleRecord, SimulationResult
 from storage.samples import write_sample
 from tasks.shared_memory import dealt_out, shared_array, together
 
@@ -69,52 +70,6 @@ class Progress:
 
 
 ProgressSink = Callable[[Progress], None]
-
-
-@dataclass(frozen=True)
-class SampleRecord:
-    """A sample that was written: what the manifest needs to know beyond its target."""
-
-    sample_id: str
-    path: str
-    """Relative to the data set's root."""
-    bytes: int
-    sha256: str
-    masses: dict[str, float]
-    """Msun/h, as `Sample.map_masses` returns them."""
-
-
-@dataclass(frozen=True)
-class SimulationResult:
-    """What became of one simulation of a block."""
-
-    simulation: str
-    samples: tuple[SampleRecord, ...] = ()
-    findings: tuple[Finding, ...] = ()
-    seconds: dict[str, float] = field(default_factory=dict)
-    """Wall time by phase, on rank 0 of the node."""
-
-    def to_json(self) -> str:
-        """Return the result as JSON that `from_json` reads back to an equal one."""
-        return json.dumps(
-            {
-                "simulation": self.simulation,
-                "samples": [asdict(sample) for sample in self.samples],
-                "findings": [finding.as_dict() for finding in self.findings],
-                "seconds": self.seconds,
-            }
-        )
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Rebuild a result from what `to_json` returned."""
-        values = json.loads(text)
-        return cls(
-            simulation=values["simulation"],
-            samples=tuple(SampleRecord(**sample) for sample in values["samples"]),
-            findings=tuple(Finding.from_dict(finding) for finding in values["findings"]),
-            seconds=values["seconds"],
-        )
 
 
 def project_block(

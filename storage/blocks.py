@@ -1,0 +1,155 @@
+"""A block of simulations, before and after its projection: screened, planned, verified."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from bind_core.config import DatasetConfig
+from bind_core.parameters import ParameterTable
+from bind_core.plan import BlockPlan, SimulationPlan
+from bind_core.splits import split_of
+from bind_core.suite import Role, SimulationFiles
+from bind_core.validation import Inspection, screen_simulation
+from storage.files import sha256_of
+from storage.layout import DatasetLayout
+from storage.recording import SampleRecord, SimulationOutcome, SimulationResult
+from storage.workload import SimulationWork
+
+
+@dataclass(frozen=True)
+class ScreenedSimulation:
+    """A simulation whose input was looked at, and what is to be projected of it."""
+
+    work: SimulationWork
+    inspection: Inspection
+    inputs: str
+    """The input files as a JSON list, described before they were read."""
+
+
+def screen_block(
+    block: Sequence[SimulationWork], config: DatasetConfig, table: ParameterTable
+) -> list[ScreenedSimulation]:
+    """Validate the input of a block's simulations, as far as the projection will not do so itself."""
+    return [
+        ScreenedSimulation(
+            work=work,
+            inputs=_described(work.files),
+            inspection=screen_simulation(work.files, config, table),
+        )
+        for work in block
+    ]
+
+
+def plan_block(
+    screened: Sequence[ScreenedSimulation], config: DatasetConfig, run_id: str, block: int
+) -> BlockPlan | None:
+    """Return what is to be projected of a block, or None if that is nothing."""
+    plans = [plan for simulation in screened if (plan := _simulation_plan(simulation, config)) is not None]
+    return BlockPlan(config, run_id, block, tuple(plans)) if plans else None
+
+
+def block_outcomes(
+    layout: DatasetLayout,
+    screened: Sequence[ScreenedSimulation],
+    plan: BlockPlan | None,
+    results: Mapping[str, SimulationResult],
+    error: str = "",
+) -> list[SimulationOutcome]:
+    """Say what became of each simulation of a block, trusting only files that are there and whole.
+
+    Parameters
+    ----------
+    layout : DatasetLayout
+        Where the samples are.
+    screened : sequence of ScreenedSimulation
+        All simulations of the block.
+    plan : BlockPlan or None
+        What was to be projected.
+    results : mapping
+        What the projection says it made, by simulation.
+    error : str
+        Why the projection ended early, if it did.
+
+    Returns
+    -------
+    list of SimulationOutcome
+        In the order of `screened`. A sample whose file is missing, or differs from what the projection says it
+        wrote, is left out, and the outcome's error names it.
+    """
+    planned = {} if plan is None else {simulation.simulation: simulation for simulation in plan.simulations}
+    outcomes = []
+    for simulation in screened:
+        name = simulation.work.files.name
+        simulation_plan, result = planned.get(name), results.get(name)
+        findings = simulation.inspection.findings
+        samples: tuple[SampleRecord, ...] = ()
+        problem = ""
+        if simulation_plan is not None:
+            if result is None:
+                problem = error or "The projection left no result."
+            else:
+                findings += result.findings
+                samples, problem = _verified(layout, result)
+        outcomes.append(
+            SimulationOutcome(simulation.work, findings, simulation.inputs, simulation_plan, samples, problem)
+        )
+    return outcomes
+
+
+def _simulation_plan(screened: ScreenedSimulation, config: DatasetConfig) -> SimulationPlan | None:
+    work, inspection = screened.work, screened.inspection
+    if inspection.blocked or inspection.parameters is None or not work.missing:
+        return None
+    return SimulationPlan(
+        simulation=work.files.name,
+        split=split_of(work.files.name, work.files.number, config),
+        parameters=tuple(inspection.parameters.tolist()),
+        targets=work.missing,
+    )
+
+
+def _verified(layout: DatasetLayout, result: SimulationResult) -> tuple[tuple[SampleRecord, ...], str]:
+    """Return the samples whose files are as reported, and a sentence about the first of the others."""
+    good, problems = [], []
+    for record in result.samples:
+        path = layout.absolute(record.path)
+        try:
+            found = (path.stat().st_size, sha256_of(path))
+        except OSError as error:
+            problems.append(f"{path} cannot be read: {error.strerror or error}")
+            continue
+        if found == (record.bytes, record.sha256):
+            good.append(record)
+        else:
+            problems.append(
+                f"{path} should have {record.bytes} bytes and SHA-256 {record.sha256}, found {found[0]} and {found[1]}"
+            )
+    summary = f"{len(problems)} samples are not as they were written: {problems[0]}" if problems else ""
+    return tuple(good), summary
+
+
+def _described(files: SimulationFiles) -> str:
+    """Describe input files by size and modification time, as a JSON list.
+
+    Catalogues, which have been mended in place under the same name before, get a digest too; snapshots are large.
+    """
+    described: list[dict[str, Any]] = []
+    for inputs in files.roles():
+        for path in inputs.files:
+            try:
+                status = path.stat()
+                digest = sha256_of(path) if inputs.role is Role.CATALOGUE else None
+            except OSError:
+                continue
+            described.append(
+                {
+                    "role": inputs.role.value,
+                    "path": str(path.absolute()),
+                    "bytes": status.st_size,
+                    "mtime": datetime.fromtimestamp(status.st_mtime, UTC).isoformat(),
+                    "sha256": digest,
+                }
+            )
+    return json.dumps(described)
