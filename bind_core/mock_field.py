@@ -113,6 +113,7 @@ class LinearField:
         table = np.sqrt(linear_power(table_k, cosmology) * (cells / box_size) ** 3)
         for plane, k_squared in zip(modes, self._k_squared, strict=True):
             plane *= np.interp(np.sqrt(k_squared), table_k, table, right=0.0).astype(np.float32)
+        modes[0, 0, 0] = 0.0
         self._modes = modes.astype(np.complex64, copy=False)
 
     @property
@@ -171,5 +172,5 @@ class LinearField:
     def _k_squared(self) -> NDArray[np.float32]:
         kx, ky, kz = self._wavenumbers()
         squared = kx**2 + ky**2 + kz**2
-        squared[0, 0, 0] = np.inf  # the mean displaces nothing
+        squared[0, 0, 0] = 1.0  # of no effect: the mode of the mean is zero
         return squared
