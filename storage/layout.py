@@ -133,8 +133,3 @@ class DatasetLayout:
                 "Either the manifest was tampered with, or a folder was replaced by a link to elsewhere."
             )
         return path
-
-
-def sample_id(simulation: str, halo: int, rotation: int) -> str:
-    """Return the name by which the manifest knows a sample, e.g. ``SB35_0_halo_3_rot_7``."""
-    return f"{simulation}_halo_{halo}_rot_{rotation}"
