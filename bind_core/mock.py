@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from functools import cached_property
 
 import numpy as np
@@ -32,6 +31,7 @@ from bind_core.mock_halos import (
     nfw_profile,
     place_halos,
 )
+from bind_core.snapshot import ParticleType
 
 __all__ = [
     "CRITICAL_DENSITY",
@@ -84,15 +84,6 @@ _BARYON_PROFILES: dict[int, Profile] = {
     _WIND: hernquist_profile(_WIND_SCALE, _WIND_EDGE),
     _BLACK_HOLE: np.zeros_like,
 }
-
-
-class ParticleType(IntEnum):
-    """Particle types with the numbers they have in snapshots."""
-
-    GAS = 0
-    DARK_MATTER = 1
-    STARS = 4
-    BLACK_HOLES = 5
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,15 +13,15 @@ import h5py
 import hdf5plugin  # noqa: F401  (registers the Blosc filter, without which compressed datasets cannot be edited)
 import numpy as np
 
-from bind_core.mock import MASSIVE, ParticleType
-from storage.mock_formats import KPC_PER_MPC, MASS_UNIT
+from bind_core.mock import MASSIVE
+from bind_core.snapshot import KPC_PER_MPC, MASS_UNIT, ParticleType
 
 _GAS = f"PartType{int(ParticleType.GAS)}"
 _DARK_MATTER = f"PartType{int(ParticleType.DARK_MATTER)}"
 # By how much a cosmological parameter is off where it should disagree.
 _PARAMETER_ERROR = 0.05
 _WRONG_REDSHIFT = 0.5
-_WRONG_BOX_FACTOR = 1.5
+_WRONG_FACTOR = 1.5
 # How far out of the box a position is put, in box sizes.
 _OUTSIDE = 1.2
 _KEPT_OF_TRUNCATED = 0.6
@@ -44,6 +45,10 @@ class Defect(StrEnum):
     """The last file of a chunked snapshot is gone (the hydro one where both are chunked)."""
     MISSING_CATALOGUE_CHUNK = "missing-catalogue-chunk"
     """The last file of a chunked catalogue is gone."""
+    EXTRA_CHUNK = "extra-chunk"
+    """A file of an earlier, longer chunked snapshot lies after the last one (the hydro one where both are chunked)."""
+    AMBIGUOUS_SNAPSHOT = "ambiguous-snapshot"
+    """A DMO snapshot with other content lies beside the first, under the other generation's name."""
     WRONG_TOTAL_COUNT = "wrong-total-count"
     """All hydro files agree on one dark-matter particle more than they hold."""
     WRONG_FILE_COUNT = "wrong-file-count"
@@ -76,6 +81,8 @@ class Defect(StrEnum):
     """One gas particle has a negative mass."""
     ZERO_MASS = "zero-mass"
     """One gas particle has no mass."""
+    WRONG_PARTICLE_MASS = "wrong-particle-mass"
+    """DMO particles are half again as heavy as the box's matter allows."""
     HYDRO_BOX_SIZE = "hydro-box-size"
     """The hydro header gives another box size."""
     CATALOGUE_BOX_SIZE = "catalogue-box-size"
@@ -207,6 +214,25 @@ def _remove_catalogue_chunk(simulation: WrittenSimulation) -> None:
     _removed(simulation.catalogue[-1])
 
 
+def _overwrite(path: Path) -> None:
+    path.write_bytes(_DOWNLOADED_PAGE)
+
+
+def _add_chunk(files: Sequence[Path]) -> None:
+    stem = files[-1].name.removesuffix(f".{len(files) - 1}.hdf5")
+    shutil.copyfile(files[-1], files[-1].with_name(f"{stem}.{len(files)}.hdf5"))
+
+
+def _add_rival(files: Sequence[Path]) -> None:
+    """Copy a snapshot to the names of the other generation, and move one particle in the copy."""
+    copies = []
+    for path in files:
+        old, new = ("snapshot_", "snap_") if path.name.startswith("snapshot_") else ("snap_", "snapshot_")
+        copies.append(path.with_name(path.name.replace(old, new, 1)))
+        shutil.copyfile(path, copies[-1])
+    _set_middle(copies, f"{_DARK_MATTER}/Coordinates", lambda x, _: np.zeros_like(x))
+
+
 def _cut_short(path: Path) -> None:
     with path.open("r+b") as file:
         file.truncate(int(_KEPT_OF_TRUNCATED * path.stat().st_size))
@@ -304,12 +330,21 @@ def _wrong_time(files: Sequence[Path]) -> None:
     _set_attribute(files, lambda _: 1.0 / (1.0 + _WRONG_REDSHIFT), "Time")
 
 
+def _heavier(files: Sequence[Path]) -> None:
+    _set_attribute(files, _larger, "MassTable")
+    for path in files:
+        with h5py.File(path, "r+") as file:
+            if f"{_DARK_MATTER}/Masses" in file:
+                masses = file[f"{_DARK_MATTER}/Masses"]
+                masses[...] = _larger(masses[()])
+
+
 def _off(value: Any) -> Any:
     return value + _PARAMETER_ERROR
 
 
 def _larger(value: Any) -> Any:
-    return value * _WRONG_BOX_FACTOR
+    return value * _WRONG_FACTOR
 
 
 _FILE_EDITS: dict[Defect, Callable[[WrittenSimulation], None]] = {
@@ -320,6 +355,8 @@ _FILE_EDITS: dict[Defect, Callable[[WrittenSimulation], None]] = {
     Defect.MISSING_MIDDLE_CHUNK: lambda s: _removed(_chunks(s, Defect.MISSING_MIDDLE_CHUNK, 3)[1]),
     Defect.MISSING_LAST_CHUNK: lambda s: _removed(_chunks(s, Defect.MISSING_LAST_CHUNK, 2)[-1]),
     Defect.MISSING_CATALOGUE_CHUNK: _remove_catalogue_chunk,
+    Defect.EXTRA_CHUNK: lambda s: _add_chunk(_chunks(s, Defect.EXTRA_CHUNK, 2)),
+    Defect.AMBIGUOUS_SNAPSHOT: lambda s: _add_rival(s.dmo),
     Defect.WRONG_TOTAL_COUNT: lambda s: _set_attribute(s.hydro, _one_more(ParticleType.DARK_MATTER), "NumPart_Total"),
     Defect.WRONG_FILE_COUNT: lambda s: _set_attribute(
         s.dmo[:1], _one_more(ParticleType.DARK_MATTER), "NumPart_ThisFile"
@@ -346,6 +383,7 @@ _FILE_EDITS: dict[Defect, Callable[[WrittenSimulation], None]] = {
     ),
     Defect.NEGATIVE_MASS: lambda s: _set_middle(s.hydro, f"{_GAS}/Masses", lambda mass, _: -mass),
     Defect.ZERO_MASS: lambda s: _set_middle(s.hydro, f"{_GAS}/Masses", lambda mass, _: 0.0 * mass),
+    Defect.WRONG_PARTICLE_MASS: lambda s: _heavier(s.dmo),
     Defect.HYDRO_BOX_SIZE: lambda s: _set_attribute(s.hydro, _larger, "BoxSize"),
     Defect.CATALOGUE_BOX_SIZE: lambda s: _set_attribute(s.catalogue, _larger, "BoxSize"),
     Defect.HYDRO_OMEGA0: lambda s: _set_attribute(s.hydro, _off, "Omega0"),
@@ -363,7 +401,3 @@ _FILE_EDITS: dict[Defect, Callable[[WrittenSimulation], None]] = {
     Defect.EMPTY_CATALOGUE: lambda s: _without_groups(s.catalogue),
     Defect.NO_MASSIVE_HALO: lambda s: _without_massive_halos(s.catalogue),
 }
-
-
-def _overwrite(path: Path) -> None:
-    path.write_bytes(_DOWNLOADED_PAGE)

@@ -20,14 +20,8 @@ from bind_core.mock import (
     MockHalo,
     MockUniverse,
     ParticleBlock,
-    ParticleType,
 )
-
-KPC_PER_MPC = 1000.0
-"""Positions are ckpc/h in files and Mpc/h here."""
-
-MASS_UNIT = 1e10
-"""Masses are in 1e10 Msun/h in files and in Msun/h here."""
+from bind_core.snapshot import KPC_PER_MPC, MASS_UNIT, ParticleType
 
 PARTICLE_TYPES = 6
 """Length of the per-type arrays in a snapshot's header."""

@@ -19,6 +19,7 @@ import numpy as np
 
 from bind_core.mock import MockCosmology, MockHalo, MockUniverse
 from bind_core.suite import natural_order
+from storage.files import write_bytes
 from storage.mock_defects import PARTICLE_DEFECTS, Defect, WrittenSimulation, spoil_files, spoilt_rows
 from storage.mock_formats import (
     VARIED_FORMATS,
@@ -121,7 +122,7 @@ def write_mock_suite(
     """Write paired mock simulations in CAMELS layout, or add some to those already there.
 
     Below `root` there will be `DMO/<name>/`, `Hydro/<name>/`, `FOF/<name>/` and `CosmoAstroSeed_<set>.txt`. A
-    simulation appears at once when it is complete; one that is there already, written with the same options and not
+    simulation's files appear when they are complete; one that is there already, written with the same options and not
     touched since, is left alone; with other options, it is replaced.
 
     Parameters
@@ -286,7 +287,7 @@ def _write_simulation(root: Path, name: str, recipe: dict[str, Any]) -> dict[str
         "halos": [asdict(halo) for halo in paired.halos],
         "files": _fingerprints(root, name),
     }
-    _write_text(_record_path(root, name), json.dumps(record, indent=1) + "\n")
+    write_bytes(_record_path(root, name), f"{json.dumps(record, indent=1)}\n".encode())
     return record
 
 
@@ -352,11 +353,4 @@ def _write_parameter_table(path: Path, root: Path, set_name: str, seed: int) -> 
     rows += [_parameter_row(seed, next(absent)) for _ in range(1 + _ABSENT_PER_PRESENT * len(records))]
     lines = [" ".join([_NAME_COLUMN, *_COSMOLOGY, *_ASTROPHYSICS, _SEED_COLUMN])]
     lines += ["  " + " ".join(row.values()) for row in rows]
-    _write_text(path, "\n".join(lines) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text)
-    temporary.replace(path)
+    write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
