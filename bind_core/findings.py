@@ -20,6 +20,8 @@ class Severity(StrEnum):
 class FindingCode(StrEnum):
     """The causes."""
 
+    ABSENT = "absent"
+    """The simulation does not exist under any base path."""
     MISSING_FILES = "missing_files"
     """A snapshot or catalogue is not there at all."""
     AMBIGUOUS_FILES = "ambiguous_files"

@@ -74,6 +74,8 @@ def inspect_simulation(files: SimulationFiles, config: DatasetConfig, table: Par
     Inspection
         With all findings; never raises for bad input.
     """
+    if not any(inputs.folder.is_dir() for inputs in files.roles()):
+        return Inspection(files, (_absent(files),))
     findings: list[Finding] = []
     headers: dict[Role, tuple[SnapshotHeader, ...]] = {}
     for inputs in (files.dmo, files.hydro):
@@ -159,6 +161,17 @@ def unreadable(simulation: str, error: BindDataError) -> Finding:
 def _advice(message: str) -> str:
     sentences = message.rstrip(".").split(". ")
     return (sentences[-1] if len(sentences) > 1 else REFETCH.rstrip(".")) + "."
+
+
+def _absent(files: SimulationFiles) -> Finding:
+    return Finding(
+        FindingCode.ABSENT,
+        files.name,
+        ", ".join(str(inputs.folder) for inputs in files.roles()),
+        "a folder of this simulation",
+        "none",
+        "Fetch the simulation, correct the base paths, or leave it out (--skip_missing).",
+    )
 
 
 def _file_findings(simulation: str, inputs: InputFiles) -> Iterator[Finding]:

@@ -1,6 +1,7 @@
 """From what a block produced to rows of the manifest."""
 
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -110,7 +111,7 @@ def commit_outcomes(
         for target, record in _paired(outcome.plan, outcome.samples)
     ]
     before = _committed_counts(manifest)
-    rows = []
+    rows: list[dict[str, Any]] = []
     statuses = {}
     for outcome in outcomes:
         name = outcome.work.files.name
@@ -188,3 +189,8 @@ def _message(outcome: SimulationOutcome, status: SimulationStatus) -> str:
         return "The input is valid, and no halo lies in any stratum."
     messages = [finding.message for finding in outcome.findings]
     return " | ".join(messages)
+
+
+def new_run_id() -> str:
+    """Return a name for a run that sorts by time and is unique."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"

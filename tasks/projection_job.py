@@ -13,10 +13,11 @@ import argparse
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
@@ -48,6 +49,7 @@ from storage.files import write_bytes
 from storage.layout import DatasetLayout
 from storage.recording import SampleRecord, SimulationResult
 from storage.samples import write_sample
+from tasks.progress import Progress, ProgressSink
 from tasks.shared_memory import dealt_out, shared_array, together
 
 MAPS_MEMORY = 2 << 30
@@ -59,21 +61,13 @@ _PROGRESS_INTERVAL = 0.25
 _TARGET_COMPONENTS = (Component.DARK_MATTER, Component.GAS, Component.STARS)
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far the job is with a simulation."""
-
-    simulation: str
-    phase: str
-    done: int
-    of: int
-
-
-ProgressSink = Callable[[Progress], None]
-
-
 def project_block(
-    comm: MPI.Intracomm, plan: BlockPlan, progress: ProgressSink, *, ranks_per_node: int | None = None
+    comm: MPI.Intracomm,
+    plan: BlockPlan,
+    progress: ProgressSink,
+    *,
+    on_result: Callable[[SimulationResult], None] = lambda result: None,
+    ranks_per_node: int | None = None,
 ) -> list[SimulationResult]:
     """Make all samples of a block; collective.
 
@@ -85,6 +79,8 @@ def project_block(
         What to do; the same on every rank.
     progress : callable
         Called on any rank, some times a second.
+    on_result : callable
+        Called with each simulation's result as soon as it is there, on one rank.
     ranks_per_node : int, optional
         Treats each so many ranks as a node of their own. By default, ranks that can share memory are a node.
 
@@ -100,20 +96,26 @@ def project_block(
         If samples cannot be written. The block can be repeated.
     """
     node = _node_of(comm, ranks_per_node)
+    leaders = comm.Split(0 if node.rank == 0 else MPI.UNDEFINED, comm.rank)
+    node_number, nodes = node.bcast((leaders.rank, leaders.size) if node.rank == 0 else None)
+    mine: list[SimulationResult] = []
+    error: BindDataError | None = None
     try:
-        leaders = comm.Split(0 if node.rank == 0 else MPI.UNDEFINED, comm.rank)
-        place = (leaders.rank, leaders.size) if node.rank == 0 else None
-        node_number, nodes = node.bcast(place)
         _compile_once(node, plan.config)
-        mine = [
-            _project_simulation(node, plan, simulation, progress) for simulation in plan.simulations[node_number::nodes]
-        ]
-        gathered = leaders.gather(mine) if node.rank == 0 else None
-        if leaders != MPI.COMM_NULL:
-            leaders.Free()
-        comm.Barrier()
-    finally:
-        node.Free()
+        for simulation in plan.simulations[node_number::nodes]:
+            result = _project_simulation(node, plan, simulation, progress)
+            mine.append(result)
+            if node.rank == 0:
+                on_result(result)
+    except BindDataError as caught:  # on all ranks of this node, but not on other nodes
+        error = caught
+    for failure in comm.allgather(error):
+        if failure is not None:
+            raise failure
+    gathered = leaders.gather(mine) if node.rank == 0 else None
+    if leaders != MPI.COMM_NULL:
+        leaders.Free()
+    node.Free()
     by_name = {result.simulation: result for results in gathered or [] for result in results}
     return [by_name[simulation.simulation] for simulation in plan.simulations] if comm.rank == 0 else []
 
@@ -389,18 +391,36 @@ def print_progress(progress: Progress) -> None:
     os.write(sys.stdout.fileno(), line.encode())
 
 
+def watch_standard_input() -> None:
+    """Abort the whole job when standard input ends, as it does when whoever started the job is gone."""
+
+    def wait_for_end() -> None:
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
+        sys.stderr.write("The process that started this job has ended: aborting.\n")
+        MPI.COMM_WORLD.Abort(1)
+
+    threading.Thread(target=wait_for_end, daemon=True).start()
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a block from a plan file, and leave a result file for each simulation beside it."""
     parser = argparse.ArgumentParser(description="Make the samples of a block of simulations (an MPI program).")
     parser.add_argument("plan", type=Path, help="the block's plan, JSON")
     parser.add_argument("--ranks", type=int, required=True, help="number of ranks that the launcher was asked for")
+    parser.add_argument("--watch-stdin", action="store_true", help="abort when standard input ends")
     options = parser.parse_args(arguments)
     comm = MPI.COMM_WORLD
+
+    def save(result: SimulationResult) -> None:
+        write_bytes(result_file(options.plan.parent, result.simulation), result.to_json().encode())
+
     try:
         check_world_size(comm, options.ranks)
+        if options.watch_stdin and comm.rank == 0:
+            watch_standard_input()
         plan = BlockPlan.from_json(options.plan.read_text(encoding="utf-8"))
-        for result in project_block(comm, plan, print_progress):
-            write_bytes(result_file(options.plan.parent, result.simulation), result.to_json().encode())
+        project_block(comm, plan, print_progress, on_result=save)
     except BindDataError as error:
         # Raised on all ranks together: one of them says it.
         if comm.rank == 0:

@@ -1,0 +1,271 @@
+"""Make a training set from a suite of simulations, plainly or under mpirun.
+
+    python process_simulations.py --total_sims 10 --nbody_base D --hydro_base H --fof_nbody_base F --output_base_root OUT
+    mpirun -n 64 python process_simulations.py --total_sims 1024 …
+
+Needs no server. Running it again makes only what is missing.
+"""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mpi4py import MPI
+from rich.console import Console
+
+from bind_core.config import DatasetConfig, read_yaml_mapping
+from bind_core.errors import BindDataError, ConfigurationError
+from bind_core.parameters import find_parameter_file, read_parameter_table
+from bind_core.plan import BlockPlan
+from bind_core.projection import Backend
+from bind_core.suite import find_simulation
+from storage.blocks import block_outcomes, plan_block, screen_block
+from storage.files import remove_stale_temporaries
+from storage.layout import DatasetLayout
+from storage.manifest import Manifest, open_dataset
+from storage.recording import SimulationResult, commit_outcomes, new_run_id
+from storage.summary import RunSummary, summarise
+from storage.summary_table import print_summary
+from storage.workload import Workload, has_any_file, plan_workload
+from tasks.launchers import ranks_asked_for
+from tasks.progress import Progress, RunProgress
+from tasks.projection_job import check_world_size, project_block
+
+BASES = {
+    "dmo_base": ("nbody_base", "BIND_NBODY_BASE"),
+    "hydro_base": ("hydro_base", "BIND_HYDRO_BASE"),
+    "catalogue_base": ("fof_nbody_base", "BIND_FOF_NBODY_BASE"),
+    "output_root": ("output_base_root", "BIND_DATASET"),
+}
+"""Settings of paths that must be known, with the flag and the environment variable that give them."""
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").split("\n")[0],
+        epilog="Flags replace what --config says; environment variables stand in where neither names a base folder.",
+    )
+    paths = parser.add_argument_group("where")
+    paths.add_argument("--config", type=Path, metavar="FILE.yaml", help="a configuration; flags replace its values")
+    paths.add_argument("--nbody_base", type=Path, help="folder of the dark-matter-only runs [$BIND_NBODY_BASE]")
+    paths.add_argument("--hydro_base", type=Path, help="folder of the hydrodynamic runs [$BIND_HYDRO_BASE]")
+    paths.add_argument("--fof_nbody_base", type=Path, help="folder of their catalogues [$BIND_FOF_NBODY_BASE]")
+    paths.add_argument("--param_file", type=Path, help="parameter table [$BIND_PARAM_FILE, else looked for]")
+    paths.add_argument("--output_base_root", type=Path, help="folder of the data set [$BIND_DATASET]")
+    which = parser.add_argument_group("which simulations and haloes")
+    which.add_argument("--set", help="set of simulations [SB35]")
+    which.add_argument("--snapnum", type=int, help="snapshot number [90]")
+    which.add_argument("--total_sims", type=int, help="simulations <set>_0 to <set>_<total_sims - 1> [all that exist]")
+    which.add_argument("--start_sim", type=int, help="first number [0]")
+    which.add_argument("--end_sim", type=int, help="number after the last [total_sims]")
+    which.add_argument("--num_rotations", type=int, help="random orientations per halo [10]")
+    which.add_argument("--mass_threshold", type=float, help="haloes above this M200c, Msun/h [1e13]")
+    which.add_argument("--skip_missing", action="store_true", help="leave out simulations that do not exist")
+    how = parser.add_argument_group("how")
+    how.add_argument("--resolution", type=int, help="pixels per side [128]")
+    how.add_argument("--test_frac", type=float, help="share of simulations for testing [0.1]")
+    how.add_argument("--seed", type=int, help="seed of everything random [1993]")
+    how.add_argument("--backend", choices=[backend.value for backend in Backend], help="projection [fused]")
+    how.add_argument("--dry_run", action="store_true", help="print what would be done, and do nothing")
+    return parser
+
+
+def configuration(options: argparse.Namespace) -> DatasetConfig:
+    """Return the configuration that the command line, a file and the environment give together.
+
+    Raises
+    ------
+    ConfigurationError
+        If a value cannot be used or a path is not given.
+    """
+    values: dict[str, Any] = {} if options.config is None else read_yaml_mapping(options.config)
+    flags = {
+        "parameter_file": options.param_file or os.environ.get("BIND_PARAM_FILE"),
+        "set_name": options.set,
+        "snapshot_number": options.snapnum,
+        "resolution": options.resolution,
+        "test_fraction": options.test_frac,
+        "root_seed": options.seed,
+        "backend": options.backend,
+        "total_simulations": options.total_sims,
+    }
+    missing = []
+    for setting, (flag, variable) in BASES.items():
+        given = getattr(options, flag) or values.get(setting) or os.environ.get(variable)
+        flags[setting] = given
+        if given is None:
+            missing.append(f"  {setting}: give --{flag}, or set {variable}, or name it in a --config file")
+    if missing:
+        raise ConfigurationError("Folders that are not given:\n" + "\n".join(missing))
+    values |= {name: value for name, value in flags.items() if value is not None}
+    if options.num_rotations is not None or options.mass_threshold is not None:
+        values["strata"] = [_stratum(options, values.get("strata"))]
+    return DatasetConfig.from_values(values, source="The settings given by flags, file and environment")
+
+
+def _stratum(options: argparse.Namespace, configured: Any) -> dict[str, Any]:
+    """Return the one stratum that --num_rotations and --mass_threshold describe."""
+    if isinstance(configured, list) and len(configured) > 1:
+        raise ConfigurationError(
+            "--num_rotations and --mass_threshold describe one stratum, but the configuration file has "
+            f"{len(configured)}. Change the strata in the file."
+        )
+    stratum = dict(configured[0]) if configured else {}
+    if options.num_rotations is not None:
+        stratum["rotations"] = options.num_rotations
+    if options.mass_threshold is not None:
+        stratum["min_mass"] = options.mass_threshold
+    return stratum
+
+
+def asked_simulations(options: argparse.Namespace, config: DatasetConfig) -> list[str] | None:
+    """Return the names that a range of numbers asks for, or None for all simulations that exist.
+
+    Raises
+    ------
+    ConfigurationError
+        If the range is empty or open.
+    """
+    if options.total_sims is None and options.start_sim is None and options.end_sim is None:
+        return None
+    start = options.start_sim or 0
+    end = options.end_sim if options.end_sim is not None else options.total_sims
+    if end is None:
+        raise ConfigurationError("--start_sim needs --end_sim or --total_sims, so that the range has an end.")
+    if not 0 <= start < end or (options.total_sims is not None and end > options.total_sims):
+        total = "" if options.total_sims is None else f" of {options.total_sims} (--total_sims)"
+        raise ConfigurationError(
+            f"Simulations {start} (--start_sim) to {end} (--end_sim, not included){total} are no range: "
+            "expected 0 <= start_sim < end_sim <= total_sims."
+        )
+    return [f"{config.set_name}_{number}" for number in range(start, end)]
+
+
+class BatchRun:
+    """A run on all ranks of a communicator; rank 0 plans and records."""
+
+    def __init__(self, comm: MPI.Intracomm, options: argparse.Namespace, console: Console) -> None:
+        self.comm = comm
+        self.options = options
+        self.console = console
+        self.config = configuration(options)
+        self.layout = DatasetLayout(self.config.output_root, self.config.set_name)
+        self.run_id = new_run_id()
+
+    def follow(self) -> None:
+        """Work on the blocks that rank 0 hands out, until there are no more."""
+        while (plan := self.comm.bcast(None)) is not None:
+            try:
+                project_block(self.comm, plan, _say_nothing)
+            except BindDataError:
+                continue  # raised on all ranks together; rank 0 records it
+
+    def lead(self) -> bool:
+        """Plan, hand out and record all blocks; return whether all is well."""
+        try:
+            return self._lead()
+        finally:
+            self.comm.bcast(None)
+
+    def _lead(self) -> bool:
+        manifest = open_dataset(self.layout, self.config)
+        names, skipped = self._names()
+        workload = plan_workload(self.config, manifest, names)
+        if self.options.dry_run:
+            return self._print_plan(workload, skipped)
+        remove_stale_temporaries(self.layout.root)
+        table = read_parameter_table(find_parameter_file(self.config)) if workload.outstanding else None
+        made: dict[str, int] = {}
+        with RunProgress(workload.samples, self.console) as progress:
+            for number, block in enumerate(workload.blocks(self.config.simulations_per_block)):
+                assert table is not None  # noqa: S101
+                screened = screen_block(block, self.config, table)
+                plan = plan_block(screened, self.config, self.run_id, number)
+                results, error = self._project(plan, progress)
+                outcomes = block_outcomes(self.layout, screened, plan, results, error)
+                commit_outcomes(manifest, self.config, outcomes, self.run_id)
+                for outcome in outcomes:
+                    made[outcome.work.files.name] = len(outcome.samples)
+                    progress.finish_simulation(outcome.work.files.name, len(outcome.work.missing))
+        return self._summary(manifest, plan_workload(self.config, manifest, names), made, skipped)
+
+    def _names(self) -> tuple[list[str] | None, tuple[str, ...]]:
+        names = asked_simulations(self.options, self.config)
+        if names is None or not self.options.skip_missing:
+            return names, ()
+        present = [name for name in names if has_any_file(find_simulation(name, self.config))]
+        return present, tuple(name for name in names if name not in set(present))
+
+    def _project(self, plan: BlockPlan | None, progress: RunProgress) -> tuple[dict[str, SimulationResult], str]:
+        if plan is None:
+            return {}, ""
+        self.comm.bcast(plan)
+        try:
+            results = project_block(self.comm, plan, progress.report)
+        except BindDataError as error:
+            return {}, str(error)
+        return {result.simulation: result for result in results}, ""
+
+    def _print_plan(self, workload: Workload, skipped: tuple[str, ...]) -> bool:
+        self.console.print(f"Plan for {self.layout.root} (nothing is done):", soft_wrap=True, highlight=False)
+        for work in workload.simulations:
+            self.console.print(
+                f"  {work.files.name}: {work.reason.value}; {len(work.predicted):,} samples planned, "
+                f"{len(work.missing):,} to be made",
+                soft_wrap=True,
+                highlight=False,
+            )
+        for name in skipped:
+            self.console.print(f"  {name}: does not exist, skipped", highlight=False)
+        blocks = workload.blocks(self.config.simulations_per_block)
+        self.console.print(
+            f"{workload.samples:,} samples to be made of {len(workload.outstanding):,} simulations in "
+            f"{len(blocks):,} blocks.",
+            highlight=False,
+        )
+        return True
+
+    def _summary(self, manifest: Manifest, workload: Workload, made: dict[str, int], skipped: tuple[str, ...]) -> bool:
+        summary: RunSummary = summarise(manifest, workload, self.run_id, made, skipped)
+        print_summary(summary, self.console)
+        return summary.ok
+
+
+def _say_nothing(progress: Progress) -> None:
+    """Rank 0 shows the progress of all."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the batch program; return its exit status."""
+    comm = MPI.COMM_WORLD
+    if comm.rank:
+        sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115  (rank 0 says what all ranks find)
+    console = Console(soft_wrap=False)
+    status = 1
+    try:
+        options = argument_parser().parse_args(arguments)
+        check_world_size(comm, ranks_asked_for(os.environ, comm.size))
+        run = BatchRun(comm, options, console)
+        if comm.rank:
+            run.follow()
+            status = 0
+        else:
+            status = 0 if run.lead() else 1
+    except BindDataError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    except Exception:
+        # The other ranks would wait for this one for ever.
+        sys.stderr = sys.__stderr__
+        traceback.print_exc()
+        if comm.size > 1:
+            comm.Abort(1)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
