@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from bind_core.mock_field import CRITICAL_DENSITY, Floats, LinearField, MockCosmology
+from bind_core.mock_field import Floats, LinearField, MockCosmology
 from bind_core.mock_halos import (
     MASSIVE,
     MockHalo,
@@ -33,15 +33,7 @@ from bind_core.mock_halos import (
 )
 from bind_core.snapshot import ParticleType
 
-__all__ = [
-    "CRITICAL_DENSITY",
-    "MASSIVE",
-    "MockCosmology",
-    "MockHalo",
-    "MockUniverse",
-    "ParticleBlock",
-    "ParticleType",
-]
+__all__ = ["MASSIVE", "MockCosmology", "MockHalo", "MockUniverse", "ParticleBlock"]
 
 # The displacement grid: never coarser than the first number of cells a side, never finer than the second.
 _GRID_CELLS = (16, 256)

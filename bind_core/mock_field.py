@@ -8,10 +8,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.floating]
+from bind_core.content import CRITICAL_DENSITY
 
-CRITICAL_DENSITY = 2.77536627e11
-"""Critical density today, 3 H0^2 / (8 pi G), in (Msun/h) / (Mpc/h)^3."""
+Floats = NDArray[np.floating]
 
 # Relative slack when comparing float32 numbers.
 _ROUNDING = 1e-5

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bind_core.mock_field import CRITICAL_DENSITY, Floats, LinearField, MockCosmology
+from bind_core.content import CRITICAL_DENSITY
+from bind_core.mock_field import Floats, LinearField, MockCosmology
 
 OVERDENSITY = 200.0
 """Mean density within R200c, in units of the critical density."""

@@ -14,8 +14,8 @@ import hdf5plugin
 import numpy as np
 from numpy.typing import NDArray
 
+from bind_core.content import CRITICAL_DENSITY
 from bind_core.mock import (
-    CRITICAL_DENSITY,
     MockCosmology,
     MockHalo,
     MockUniverse,

@@ -160,8 +160,10 @@ def write_mock_suite(
 
     Raises
     ------
+    TypeError
+        If `simulations` is a single string.
     ValueError
-        If a defect is asked for a simulation that is not asked for, if it needs another layout, or if the box cannot
+        If a name is no name for a folder, a defect is asked for a simulation that is not asked for, if it needs another layout, or if the box cannot
         hold the haloes.
     """
     names = _names(simulations, set_name)
@@ -200,6 +202,11 @@ def write_mock_suite(
 def _names(simulations: int | Sequence[str], set_name: str) -> tuple[str, ...]:
     if isinstance(simulations, int):
         return tuple(f"{set_name}_{number}" for number in range(simulations))
+    if isinstance(simulations, str):
+        raise TypeError(f"simulations is a number or a sequence of names, got the one string {simulations!r}")
+    for name in simulations:
+        if not name or name.startswith(".") or Path(name).name != name:
+            raise ValueError(f"{name!r} cannot be the name of a simulation's folder; expected one such as {set_name}_0")
     return tuple(simulations)
 
 

@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from bind_core.mock import CRITICAL_DENSITY, MASSIVE, MockCosmology, MockUniverse, ParticleType
+from bind_core.content import CRITICAL_DENSITY
+from bind_core.mock import MASSIVE, MockCosmology, MockUniverse
 from bind_core.mock_field import LinearField, linear_power
 from bind_core.mock_halos import (
     beta_profile,
@@ -19,6 +20,7 @@ from bind_core.mock_halos import (
     nfw_profile,
     r200c_of,
 )
+from bind_core.snapshot import ParticleType
 
 BOX = 50.0
 SIDE = 32

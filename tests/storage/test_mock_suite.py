@@ -51,6 +51,16 @@ def test_names_and_snapshot_number_are_as_asked(tmp_path):
     assert roles(suite, "1P_p1_n2")[0] == [tmp_path / "DMO" / "1P_p1_n2" / "snapshot_033.hdf5"]
 
 
+@pytest.mark.parametrize(
+    ("names", "error"), [("SB35_0", TypeError), (["a/b"], ValueError), ([".."], ValueError), ([""], ValueError)]
+)
+def test_names_that_are_no_folders_are_refused(tmp_path, names, error):
+    """A string in place of a list of names, or a name that would leave the suite's folder, is an error."""
+    with pytest.raises(error, match="simulation"):
+        write(tmp_path, simulations=names)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("form", [*VARIED_FORMATS, CHUNKED], ids=range(len(VARIED_FORMATS) + 1))
 def test_counts_add_up(tmp_path, form):
     """In every format, datasets are as long as their file says, and the files add up to the total."""
