@@ -1,0 +1,256 @@
+"""The main flow: from paired simulations to a training set."""
+
+import base64
+import shutil
+import time
+from collections.abc import Sequence
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, cast
+from uuid import UUID
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import (
+    create_image_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.futures import PrefectFuture
+from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.utilities.annotations import quote
+from rich.console import Console
+
+from bind_core.config import DatasetConfig
+from bind_core.errors import BindDataError
+from bind_core.parameters import find_parameter_file, read_parameter_table
+from bind_core.plan import BlockPlan
+from storage.blocks import ScreenedSimulation
+from storage.files import remove_stale_temporaries, write_bytes
+from storage.gallery import sheet_of_dataset
+from storage.layout import DatasetLayout
+from storage.manifest import Manifest, open_dataset
+from storage.recording import SimulationResult, new_run_id
+from storage.summary import RunSummary, summarise
+from storage.workload import Workload
+from tasks.packaging import package_block
+from tasks.planning import plan_run
+from tasks.progress import RunProgress
+from tasks.projection import STOP_FILE, progress_in, project_block
+from tasks.recording import record_block
+from tasks.selection import select_targets
+from tasks.validation import validate_block
+
+_POLL = 0.5
+_ARTIFACT_INTERVAL = 2.0
+
+
+Value = TypeVar("Value")
+
+
+class IncompleteRunError(BindDataError):
+    """A run that ended, but not with every simulation complete or without work."""
+
+    def __init__(self, summary: RunSummary) -> None:
+        reasons = [
+            f"{simulation.simulation} is {simulation.status.value}: {simulation.message or 'no message'}"
+            for simulation in summary.unsettled
+        ]
+        super().__init__(summary.headline + "\n" + "\n".join(reasons))
+        self.summary = summary
+
+
+@dataclass
+class _RunningBlock:
+    """A block whose MPI job is running."""
+
+    number: int
+    screened: list[ScreenedSimulation]
+    plan: BlockPlan
+    folder: Path
+    future: PrefectFuture[dict[str, SimulationResult]]
+    position: int = 0
+    """Up to where its progress file has been read."""
+
+
+@flow(name="generate-dataset", flow_run_name="generate {config.set_name}", validate_parameters=True)
+def generate_dataset(config: DatasetConfig, simulations: list[str] | None = None) -> RunSummary:
+    """Make every sample that the configuration asks for and that does not exist yet.
+
+    Parameters
+    ----------
+    config : DatasetConfig
+        What to make, from what, and how.
+    simulations : list of str, optional
+        Names of the simulations to consider, such as SB35_0; by default all that have a folder.
+
+    Returns
+    -------
+    RunSummary
+        Where each simulation stands.
+
+    Raises
+    ------
+    IncompleteRunError
+        If a simulation asked for is neither complete nor without work; the others have been made.
+    BindDataError
+        If the run cannot start: a wrong configuration, another one than the data set was made with, no parameter
+        table.
+    """
+    run = _Run(config, simulations)
+    summary = run.execute()
+    run.publish(summary)
+    if not summary.ok:
+        raise IncompleteRunError(summary)
+    return summary
+
+
+@dataclass
+class _Run:
+    """One run of the flow."""
+
+    config: DatasetConfig
+    names: Sequence[str] | None
+    run_id: str = field(default_factory=new_run_id)
+    made: dict[str, int] = field(default_factory=dict)
+    running: list[_RunningBlock] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.layout = DatasetLayout(self.config.output_root, self.config.set_name)
+        self.folder = self.layout.work_folder / self.run_id
+        self.console = Console(stderr=True)
+        self.last_artifact = 0.0
+
+    def execute(self) -> RunSummary:
+        """Work through all blocks and say where every simulation stands."""
+        manifest = open_dataset(self.layout, self.config)
+        workload: Workload = plan_run(self.config, _unsearched(manifest), self.names)
+        if workload.outstanding:
+            remove_stale_temporaries(self.layout.root)
+            self._execute(workload, manifest)
+            workload = plan_run(self.config, _unsearched(manifest), self.names)
+        else:
+            get_run_logger().info("Nothing to do: every sample asked for exists")
+        return summarise(manifest, workload, self.run_id, self.made)
+
+    def _execute(self, workload: Workload, manifest: Manifest) -> None:
+        table = read_parameter_table(find_parameter_file(self.config))
+        artifact = create_progress_artifact(0.0, key="generation-progress", description="Samples made")
+        runner = ThreadPoolTaskRunner(max_workers=self.config.concurrent_blocks)  # type: ignore[var-annotated]
+        with RunProgress(workload.samples, self.console) as progress, runner:
+            self.progress, self.artifact = progress, cast(UUID, artifact)
+            try:
+                for number, block in enumerate(workload.blocks(self.config.simulations_per_block)):
+                    screened = validate_block(number, _unsearched(block), self.config, _unsearched(table))
+                    plan = select_targets(number, _unsearched(screened), self.config, self.run_id)
+                    while len(self.running) >= self.config.concurrent_blocks:
+                        self._finish_one(manifest)
+                    if plan is None:
+                        self._record(number, screened, None, {}, "", manifest)
+                    else:
+                        self._start(number, screened, plan, runner)
+                while self.running:
+                    self._finish_one(manifest)
+            except BaseException:
+                self._stop_jobs()
+                raise
+        update_progress_artifact(self.artifact, progress=100.0)
+        with suppress(OSError):
+            self.folder.rmdir()  # blocks that failed have left something to look at
+
+    def _start(
+        self, number: int, screened: list[ScreenedSimulation], plan: BlockPlan, runner: ThreadPoolTaskRunner[Any]
+    ) -> None:
+        folder = self.folder / f"block_{number:05d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        delays = [self.config.retry_delay * 2**attempt for attempt in range(self.config.retries)]
+        job = project_block.with_options(retries=self.config.retries, retry_delay_seconds=delays)
+        future = runner.submit(job, {"block": number, "plan": _unsearched(plan), "folder": folder})
+        self.running.append(_RunningBlock(number, screened, plan, folder, future))
+
+    def _finish_one(self, manifest: Manifest) -> None:
+        """Wait until a job has ended, showing the progress of all, and record its block."""
+        while True:
+            for block in self.running:
+                self._follow(block)
+                if block.future.state.is_final():
+                    self.running.remove(block)
+                    results, error = _outcome_of(block.future)
+                    self._record(block.number, block.screened, block.plan, results, error, manifest)
+                    if not error:
+                        shutil.rmtree(block.folder, ignore_errors=True)
+                    return
+            with suppress(FutureTimeoutError, TimeoutError):
+                self.running[0].future.wait(timeout=_POLL)
+
+    def _follow(self, block: _RunningBlock) -> None:
+        reports, block.position = progress_in(block.folder, block.position)
+        for report in reports:
+            self.progress.report(report)
+        now = time.monotonic()
+        if now - self.last_artifact > _ARTIFACT_INTERVAL:
+            self.last_artifact = now
+            update_progress_artifact(self.artifact, progress=100 * self.progress.fraction)
+
+    def _record(
+        self,
+        number: int,
+        screened: list[ScreenedSimulation],
+        plan: BlockPlan | None,
+        results: dict[str, SimulationResult],
+        error: str,
+        manifest: Manifest,
+    ) -> None:
+        outcomes = package_block(
+            number, self.layout, _unsearched(screened), _unsearched(plan), _unsearched(results), error
+        )
+        self.made |= record_block(number, _unsearched(manifest), self.config, _unsearched(outcomes), self.run_id)
+        for outcome in outcomes:
+            self.progress.finish_simulation(outcome.work.files.name, len(outcome.work.missing))
+
+    def _stop_jobs(self) -> None:
+        for block in self.running:
+            write_bytes(block.folder / STOP_FILE, b"")
+
+    def publish(self, summary: RunSummary) -> None:
+        """Leave the summary and the contact sheet as artifacts, and the sheet as a file."""
+        create_table_artifact(
+            [simulation.as_row() for simulation in summary.simulations],
+            key="generation-summary",
+            description=summary.headline,
+        )
+        if summary.unsettled:
+            create_markdown_artifact(_explanation(summary), key="generation-problems")
+        if summary.made or not self.layout.contact_sheet_file.exists():
+            sheet = sheet_of_dataset(self.layout, self.config.windows)
+            if sheet is not None:
+                write_bytes(self.layout.contact_sheet_file, sheet)
+                create_image_artifact(
+                    "data:image/png;base64," + base64.b64encode(sheet).decode(),
+                    key="contact-sheet",
+                    description=f"Also in {self.layout.contact_sheet_file}",
+                )
+
+
+def _unsearched(value: Value) -> Value:
+    """Hand a value to a task without Prefect looking into it for futures, which takes long for many targets."""
+    return cast(Value, quote(value))
+
+
+def _outcome_of(future: PrefectFuture[dict[str, SimulationResult]]) -> tuple[dict[str, SimulationResult], str]:
+    try:
+        return future.result(), ""
+    except Exception as error:  # whatever it was, it is this block's outcome, and the others go on
+        return {}, f"{type(error).__name__}: {error}"
+
+
+def _explanation(summary: RunSummary) -> str:
+    lines = ["## What needs attention", ""]
+    for simulation in summary.unsettled:
+        lines.append(f"- **{simulation.simulation}** is {simulation.status.value}")
+        messages = [finding.message for finding in simulation.findings] or [simulation.message]
+        lines += [f"    - {message}" for message in messages if message]
+    return "\n".join(lines)
