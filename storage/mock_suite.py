@@ -163,8 +163,8 @@ def write_mock_suite(
     TypeError
         If `simulations` is a single string.
     ValueError
-        If a name is no name for a folder, a defect is asked for a simulation that is not asked for, if it needs another layout, or if the box cannot
-        hold the haloes.
+        If a name is no name for a folder, a defect is asked for a simulation that is not asked for or needs another
+        layout, or the box cannot hold the haloes.
     """
     names = _names(simulations, set_name)
     requested = {name: tuple(Defect(defect) for defect in found) for name, found in (defects or {}).items()}
