@@ -1,11 +1,15 @@
 """Where everything of a data set lies under its root."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from bind_core.errors import BindDataError
 from bind_core.splits import Split
 from bind_core.suite import simulation_id
+
+# The Delta library takes a table's path for a URL: these start other parts of one, or stand for other characters.
+_UNUSABLE = re.compile(r"[\[\]\\#?\x00-\x1f]|%[0-9A-Fa-f]{2}")
 
 
 class LayoutError(BindDataError):
@@ -18,12 +22,25 @@ class DatasetLayout:
 
     Readers in use find samples by walking ``train/`` or ``test/`` for names that contain ``halo`` and end in
     ``.npz``: nothing but samples belongs into these two folders.
+
+    Raises
+    ------
+    LayoutError
+        If the root's path holds characters that its tables cannot live with.
     """
 
     root: Path
     """Folder of the data set."""
     set_name: str
     """Set of its simulations, e.g. ``SB35``; dropped from the names of folders and files."""
+
+    def __post_init__(self) -> None:
+        found = _UNUSABLE.search(str(self.root.absolute())) or _UNUSABLE.search(str(self.root.resolve()))
+        if found is not None:
+            raise LayoutError(
+                f"The data set cannot lie in {self.root.absolute()}: its tables cannot be read back from a path with "
+                f"{found.group()!r} in it. Choose an output_root without #, ?, [, ], \\ and %-codes."
+            )
 
     def simulation_folder(self, split: Split | str, simulation: str) -> Path:
         """Return the folder of a simulation's samples: ``<root>/train/sim_0`` for ``SB35_0``.

@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, write_deltalake
 from deltalake.exceptions import DeltaError, TableNotFoundError
+from pyarrow import ArrowException, dataset
 
 from bind_core.config import DatasetConfig
 from bind_core.errors import BindDataError
@@ -124,7 +125,7 @@ class Manifest:
 
     def committed_ids(self) -> set[str]:
         """Return the ids of all samples that exist."""
-        return set(_scan(self.layout.samples_table, SampleRow).select("sample_id").collect()["sample_id"])
+        return set(_read(self.layout.samples_table, SampleRow, columns=["sample_id"])["sample_id"])
 
     @property
     def version(self) -> int:
@@ -209,10 +210,9 @@ class Manifest:
         return checked
 
     def _refuse_existing(self, new: pl.DataFrame) -> None:
-        names = new["simulation"].unique().to_list()
-        existing = _scan(self.layout.samples_table, SampleRow).filter(pl.col("simulation").is_in(names))
-        known = existing.select("sample_id").collect()["sample_id"]
-        again = sorted(set(new["sample_id"]) & set(known))
+        of_these_simulations = dataset.field("simulation").isin(new["simulation"].unique().to_list())
+        known = _read(self.layout.samples_table, SampleRow, columns=["sample_id"], where=of_these_simulations)
+        again = sorted(set(new["sample_id"]) & set(known["sample_id"]))
         if again:
             more = f" and {len(again) - _SHOWN_IDS} more" if len(again) > _SHOWN_IDS else ""
             raise ManifestError(
@@ -327,15 +327,20 @@ def _open(path: Path, version: int | None = None) -> DeltaTable | None:
         raise ManifestError(f"Cannot read the table {path}: {error}") from error
 
 
-def _scan(path: Path, model: Row, version: int | None = None) -> pl.LazyFrame:
+def _read(
+    path: Path,
+    model: Row,
+    version: int | None = None,
+    columns: list[str] | None = None,
+    where: dataset.Expression | None = None,
+) -> pl.DataFrame:
     table = _open(path, version)
-    return pl.LazyFrame(schema=table_schema(model)) if table is None else pl.scan_delta(table)
-
-
-def _read(path: Path, model: Row, version: int | None) -> pl.DataFrame:
+    if table is None:
+        return pl.DataFrame(schema=table_schema(model)).select(columns or pl.all())
     try:
-        return _scan(path, model, version).collect()
-    except (pl.exceptions.PolarsError, OSError) as error:
+        # Through pyarrow, because polars' own reader takes the path for a URL: a blank in it leads nowhere.
+        return pl.DataFrame(table.to_pyarrow_dataset().to_table(columns=columns, filter=where))
+    except (ArrowException, DeltaError, OSError) as error:
         raise ManifestError(
             f"Cannot read the table {path}: {error}. One of its files is missing or damaged; restore it from a copy, "
             "or read an earlier version."

@@ -132,6 +132,11 @@ def dataset(tmp_path: Path) -> ToyDataset:
 
 
 @pytest.fixture
+def dataset_at(tmp_path: Path) -> Callable[[str], ToyDataset]:
+    return lambda name: ToyDataset(tmp_path / name)
+
+
+@pytest.fixture
 def make_sample() -> Callable[..., Sample]:
     return clustered_sample
 

@@ -83,3 +83,14 @@ def test_a_recorded_path_cannot_lead_out(tmp_path: Path) -> None:
     for recorded in ("../secret.npz", "/etc/passwd", "train/secret.npz"):
         with pytest.raises(LayoutError, match="leads out"):
             DatasetLayout(root, "SB35").absolute(recorded)
+
+
+@pytest.mark.parametrize("name", ["a#b", "a?b", "a[1]", "a%20b", "a\\b", "a\nb"])
+def test_a_root_that_tables_cannot_live_in_is_refused(tmp_path: Path, name: str) -> None:
+    """Paths that the table library takes for something else are refused before any work is done, links included."""
+    with pytest.raises(LayoutError, match="output_root"):
+        DatasetLayout(tmp_path / name, "SB35")
+    (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / name)
+    with pytest.raises(LayoutError, match="output_root"):
+        DatasetLayout(tmp_path / "link", "SB35")

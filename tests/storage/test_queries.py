@@ -1,0 +1,144 @@
+from datetime import UTC, timedelta
+from pathlib import Path
+
+import duckdb
+import polars as pl
+import pytest
+
+from storage.queries import QueryError, query
+
+
+def test_samples_can_be_counted_by_split(dataset) -> None:
+    """Aggregates over the samples are answered."""
+    dataset.commit("SB35_0", "SB35_1")
+    dataset.commit("SB35_2", split="test")
+    answer = query(dataset.layout, "SELECT split, count(*) AS n FROM samples GROUP BY split ORDER BY split")
+    assert answer.rows() == [("test", 2), ("train", 4)]
+
+
+def test_every_column_is_within_reach(dataset) -> None:
+    """SELECT * returns what the manifest returns, values and order of columns included."""
+    dataset.commit("SB35_0", "SB35_1")
+    answer = query(dataset.layout, "SELECT * FROM samples ORDER BY simulation, halo, rotation")
+    assert answer.columns == dataset.open().samples().columns
+    assert answer.rows() == dataset.open().samples().rows()
+
+
+def test_current_simulations_are_the_newest_attempts(dataset) -> None:
+    """The view holds one row per simulation, that of the latest attempt; the table holds all."""
+    manifest = dataset.open()
+    for status in ("failed", "partial", "complete"):
+        manifest.commit(None, dataset.simulation_rows("SB35_0", "SB35_1", status=status), "run")
+    states = query(dataset.layout, "SELECT simulation, status FROM current_simulations ORDER BY 1")
+    assert states.rows() == [("SB35_0", "complete"), ("SB35_1", "complete")]
+    assert query(dataset.layout, "SELECT count(*) FROM simulations").item() == 6
+
+
+def test_a_data_set_without_samples_answers_zero(dataset) -> None:
+    """Before any sample is committed, the table of samples is there and empty."""
+    dataset.open().commit(None, dataset.simulation_rows("SB35_0", status="blocked"), "run")
+    assert query(dataset.layout, "SELECT count(*) FROM samples").item() == 0
+    assert query(dataset.layout, "SELECT sum(mass_condition) FROM samples WHERE split = 'train'").item() is None
+
+
+def test_times_are_utc_and_their_differences_durations(dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times do not depend on the machine's zone, and how long something took can be asked."""
+    monkeypatch.setenv("TZ", "America/New_York")
+    first, second = dataset.simulation_rows("SB35_0"), dataset.simulation_rows("SB35_0")
+    dataset.open().commit(None, pl.concat([first, second]), "run")
+    sql = "SELECT min(recorded_at) AS t, max(recorded_at) - min(recorded_at) AS took FROM simulations"
+    start, took = query(dataset.layout, sql).row(0)
+    assert start == first["recorded_at"][0]
+    assert start.utcoffset() == timedelta(0)
+    assert start.astimezone(UTC).hour == 13
+    assert took == timedelta(hours=1)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "DESCRIBE samples",
+        "SUMMARIZE samples",
+        "SHOW TABLES",
+        "EXPLAIN SELECT * FROM samples",
+        "FROM samples LIMIT 1",
+        "WITH heavy AS (SELECT * FROM samples WHERE halo_mass > 1e13) SELECT count(*) FROM heavy;",
+        "PIVOT samples ON split USING count(*) GROUP BY simulation",
+    ],
+)
+def test_ways_of_reading_are_allowed(dataset, sql: str) -> None:
+    """Everything that reads the tables is answered."""
+    dataset.commit("SB35_0")
+    assert query(dataset.layout, sql).height > 0
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    path = tmp_path / "secret.csv"
+    path.write_text("a,b\n1,2\n")
+    duckdb.sql("SELECT 42 AS a").write_parquet(str(tmp_path / "secret.parquet"))
+    with duckdb.connect(str(tmp_path / "secret.db")) as connection:
+        connection.execute("CREATE TABLE t AS SELECT 42 AS a")
+    return path
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "COPY samples TO '{folder}/stolen.csv'",
+        "COPY (SELECT 1) TO '{folder}/stolen.parquet' (FORMAT parquet)",
+        "EXPORT DATABASE '{folder}/stolen'",
+        "EXPLAIN ANALYZE COPY samples TO '{folder}/stolen.csv'",
+        "SELECT * FROM read_csv('{folder}/secret.csv')",
+        "SELECT * FROM '{folder}/secret.csv'",
+        "SELECT * FROM '{folder}/secret.parquet'",
+        "SELECT * FROM read_parquet('{folder}/secret.parquet')",
+        "SELECT * FROM read_text('{folder}/secret.csv')",
+        "SELECT * FROM read_blob('{folder}/*')",
+        "SELECT * FROM glob('{folder}/*')",
+        "SELECT * FROM sniff_csv('{folder}/secret.csv')",
+        "SELECT * FROM duckdb_secrets()",
+        "ATTACH '{folder}/secret.db' AS other",
+        "ATTACH '{folder}/stolen.db' AS other",
+        "INSTALL httpfs",
+        "LOAD httpfs",
+        "SET enable_external_access = true",
+        "SET lock_configuration = false",
+        "RESET lock_configuration",
+        "PRAGMA enable_profiling",
+        "SELECT 1; COPY samples TO '{folder}/stolen.csv'",
+        "SELECT * FROM query('COPY samples TO ''{folder}/stolen.csv''')",
+        "CREATE TABLE samples2 AS SELECT * FROM samples",
+        "DROP VIEW samples",
+        "DELETE FROM samples",
+        "INSERT INTO samples SELECT * FROM samples",
+        "CREATE MACRO f() AS TABLE SELECT * FROM read_text('{folder}/secret.csv')",
+        "SELECT * FROM layout",
+        "SELECT * FROM sql",
+        "SELEC 1",
+        "SELECT nonsense FROM samples",
+        "",
+        ";",
+    ],
+)
+def test_a_query_can_neither_write_nor_look_elsewhere(dataset, secret: Path, sql: str) -> None:
+    """SQL that writes, reads a file, loads an extension or changes a setting is refused, and leaves no file."""
+    dataset.commit("SB35_0")
+    before = sorted(secret.parent.rglob("*"))
+    with pytest.raises(QueryError):
+        query(dataset.layout, sql.format(folder=secret.parent))
+    assert sorted(secret.parent.rglob("*")) == before
+    assert dataset.open().samples().height == 2
+
+
+def test_a_mistake_in_the_query_is_explained(dataset) -> None:
+    """The message holds what DuckDB says about the mistake, and which tables there are."""
+    dataset.commit("SB35_0")
+    with pytest.raises(QueryError, match=r"(?s)halo_mas.*current_simulations"):
+        query(dataset.layout, "SELECT halo_mas FROM samples")
+
+
+def test_a_folder_without_a_manifest_is_named(dataset) -> None:
+    """Asking a folder that was never committed to says so."""
+    with pytest.raises(QueryError, match="no manifest"):
+        query(dataset.layout, "SELECT 1")
