@@ -137,6 +137,17 @@ class NormalizationStats:
         """The targets' statistics, in the order of `bind_core.sample.TARGET_CHANNELS`."""
         return (self.dark_matter, self.gas, self.stars)
 
+    def as_rows(self) -> list[dict[str, str | float]]:
+        """Return mean and standard deviation of log10(x + 1) of each map, as rows of a table."""
+        named = {
+            "condition": self.condition,
+            **{f"large_scale[{index}]": score for index, score in enumerate(self.large_scale)},
+            "target: dark matter": self.dark_matter,
+            "target: gas": self.gas,
+            "target: stars": self.stars,
+        }
+        return [{"map": name, "mean": score.mean, "std": score.std} for name, score in named.items()]
+
     def require(self, config_digest: str, *, force: bool = False) -> None:
         """Make sure that these statistics belong to maps of a certain configuration.
 

@@ -1,6 +1,7 @@
 """The main flow: from paired simulations to a training set."""
 
 import base64
+import io
 import shutil
 import time
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 from uuid import UUID
 
+from PIL import Image
 from prefect import flow, get_run_logger
 from prefect.artifacts import (
     create_image_artifact,
@@ -19,7 +21,9 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
+from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
+from prefect.states import Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 from rich.console import Console
@@ -46,6 +50,7 @@ from tasks.validation import validate_block
 
 _POLL = 0.5
 _ARTIFACT_INTERVAL = 2.0
+_ARTIFACT_PICTURE = (1600, 1600)
 
 
 Value = TypeVar("Value")
@@ -76,8 +81,8 @@ class _RunningBlock:
     """Up to where its progress file has been read."""
 
 
-@flow(name="generate-dataset", flow_run_name="generate {config.set_name}", validate_parameters=True)
-def generate_dataset(config: DatasetConfig, simulations: list[str] | None = None) -> RunSummary:
+@flow(name="generate-dataset", flow_run_name="generate {config.set_name}")
+def generate_dataset(config: DatasetConfig, simulations: list[str] | None = None) -> RunSummary | State[RunSummary]:
     """Make every sample that the configuration asks for and that does not exist yet.
 
     Parameters
@@ -100,12 +105,31 @@ def generate_dataset(config: DatasetConfig, simulations: list[str] | None = None
         If the run cannot start: a wrong configuration, another one than the data set was made with, no parameter
         table.
     """
-    run = _Run(config, simulations)
-    summary = run.execute()
-    run.publish(summary)
+    # A returned state shows its message on the run's first screen, where an exception would show a traceback.
+    try:
+        run = _Run(config, simulations)
+        summary = run.execute()
+        run.publish(summary)
+    except BindDataError as error:
+        return Failed(message=f"{type(error).__name__}: {error}", data=error)
     if not summary.ok:
-        raise IncompleteRunError(summary)
+        incomplete = IncompleteRunError(summary)
+        return Failed(message=str(incomplete), data=incomplete)
     return summary
+
+
+def run_summary(config: DatasetConfig, simulations: list[str] | None = None) -> RunSummary:
+    """Run the flow here and return where each simulation stands, complete or not.
+
+    Raises
+    ------
+    BindDataError
+        If the run could not start.
+    """
+    try:
+        return cast(RunSummary, generate_dataset(config, simulations))
+    except IncompleteRunError as error:
+        return error.summary
 
 
 @dataclass
@@ -229,7 +253,7 @@ class _Run:
             if sheet is not None:
                 write_bytes(self.layout.contact_sheet_file, sheet)
                 create_image_artifact(
-                    "data:image/png;base64," + base64.b64encode(sheet).decode(),
+                    _inline_picture(sheet),
                     key="contact-sheet",
                     description=f"Also in {self.layout.contact_sheet_file}",
                 )
@@ -245,6 +269,15 @@ def _outcome_of(future: PrefectFuture[dict[str, SimulationResult]]) -> tuple[dic
         return future.result(), ""
     except Exception as error:  # whatever it was, it is this block's outcome, and the others go on
         return {}, f"{type(error).__name__}: {error}"
+
+
+def _inline_picture(png: bytes) -> str:
+    """Return a picture as the address of an image, small enough for Prefect's event stream (1.5 MB)."""
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    picture.thumbnail(_ARTIFACT_PICTURE)
+    jpeg = io.BytesIO()
+    picture.save(jpeg, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode()
 
 
 def _explanation(summary: RunSummary) -> str:

@@ -32,8 +32,7 @@ from bind_core.errors import BindDataError, SnapshotError
 from bind_core.findings import Finding, blocks
 from bind_core.mesh import ParticleMesh, cell_counts, cells_per_side_for, scatter
 from bind_core.plan import BlockPlan, SimulationPlan, Target
-from bind_core.projection import project_all, project_native
-from bind_core.sample import TARGET_CHANNELS, Sample
+from bind_core.sample import TARGET_CHANNELS, Sample, input_maps, target_map
 from bind_core.snapshot import (
     Component,
     ComponentSource,
@@ -148,8 +147,8 @@ def _compile_once(node: MPI.Intracomm, config: DatasetConfig) -> None:
         positions = np.zeros((1, 3), dtype=np.float32)
         for masses in (1.0, np.ones(1, dtype=np.float32)):
             particles = ParticleMesh.build(positions, masses, config.depth)
-            project_all(particles, np.zeros(3), np.eye(3), config.windows, config.backend)
-            project_native(particles, np.zeros(3), np.eye(3), config.windows, config.backend)
+            input_maps(particles, np.zeros(3), np.eye(3), config.windows, config.backend)
+            target_map(particles, np.zeros(3), np.eye(3), config.windows, config.backend)
     node.Barrier()
 
 
@@ -305,10 +304,10 @@ class _SimulationJob:
                 center = np.array(target.halo_center)
                 rotation = target.rotation_matrix(self.config)
                 if component is Component.DMO:
-                    maps[index, :context_end] = project_all(particles, center, rotation, windows, backend)
+                    maps[index, :context_end] = input_maps(particles, center, rotation, windows, backend)
                 else:
                     channel = context_end + _TARGET_COMPONENTS.index(component)
-                    maps[index, channel] = project_native(particles, center, rotation, windows, backend)
+                    maps[index, channel] = target_map(particles, center, rotation, windows, backend)
                 self._report(component.value, index + 1, len(targets))
 
         with dealt_out(self.node, len(targets)) as indices:

@@ -1,0 +1,63 @@
+"""Normalization statistics of a data set, as a flow."""
+
+from pathlib import Path
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+
+from bind_core.normalization import NormalizationStats
+from storage.layout import DatasetLayout
+from storage.manifest import layout_at
+from storage.statistics import compute_statistics, write_statistics
+
+
+@task(task_run_name="compute statistics", cache_policy=NO_CACHE)
+def compute(layout: DatasetLayout, version: int | None, threads: int) -> NormalizationStats:
+    """Read every sample of the train split once."""
+    return compute_statistics(layout, version=version, threads=threads)
+
+
+@task(task_run_name="write statistics", cache_policy=NO_CACHE)
+def write(stats: NormalizationStats, folder: Path) -> list[Path]:
+    """Write the three files atomically."""
+    return write_statistics(stats, folder)
+
+
+@flow(name="normalize-dataset", flow_run_name="normalize {dataset}")
+def normalize_dataset(
+    dataset: Path, version: int | None = None, output: Path | None = None, threads: int = 2
+) -> list[Path]:
+    """Compute the normalization statistics of a data set's train split and write them.
+
+    Parameters
+    ----------
+    dataset : Path
+        Root of the data set.
+    version : int, optional
+        Version of the manifest; the latest by default.
+    output : Path, optional
+        Folder for the three files; by default the data set's ``data/``.
+    threads : int
+        Threads that read.
+
+    Returns
+    -------
+    list of Path
+        The files written.
+
+    Raises
+    ------
+    StatisticsError
+        If the train split is empty or a sample is damaged.
+    """
+    layout = layout_at(dataset)
+    stats = compute(layout, version, threads)
+    files = write(stats, output or layout.statistics_folder)
+    get_run_logger().info("Statistics of %d samples in %s", stats.n_samples, files[0].parent)
+    create_table_artifact(
+        stats.as_rows(),
+        key="normalization",
+        description=f"{stats.n_samples:,} samples, version {stats.manifest_version}",
+    )
+    return files
