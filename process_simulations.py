@@ -1,6 +1,6 @@
 """Make a training set from a suite of simulations, plainly or under mpirun.
 
-    python process_simulations.py --total_sims 10 --nbody_base D --hydro_base H --fof_nbody_base F --output_base_root OUT
+    python process_simulations.py --total_sims 10 --nbody_base D --hydro_base H --fof_nbody_base F …
     mpirun -n 64 python process_simulations.py --total_sims 1024 …
 
 Needs no server. Running it again makes only what is missing.

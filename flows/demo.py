@@ -15,6 +15,7 @@ from storage.summary_table import print_summary
 _SIMULATIONS = 4
 _PARTICLES_PER_SIDE = 64
 _TEST_FRACTION = 0.25
+_QUESTION = "SELECT split, count(*), avg(halo_mass) FROM samples GROUP BY split"
 
 
 def run_demo(folder: Path, console: Console) -> int:
@@ -59,7 +60,7 @@ def run_demo(folder: Path, console: Console) -> int:
         "",
         "[bold]What to try next[/bold] (after `source .venv/bin/activate`)",
         f"  bind-data status --dataset {root}",
-        f'  bind-data query --dataset {root} "SELECT split, count(*), avg(halo_mass) FROM samples GROUP BY split"',
+        f'  bind-data query --dataset {root} "{_QUESTION}"',
         f"  bind-data show {heaviest} --dataset {root}",
         f"  bind-data normalize --dataset {root}",
         f"  bind-data generate --dataset {root} --rotations 12   # makes only what is missing",
