@@ -14,7 +14,7 @@ from storage.summary_table import print_summary
 
 _SIMULATIONS = 4
 _PARTICLES_PER_SIDE = 64
-_TEST_FRACTION = 0.25
+_TEST_FRACTION = 0.3
 _QUESTION = "SELECT split, count(*), avg(halo_mass) FROM samples GROUP BY split"
 
 
