@@ -137,6 +137,9 @@ def contact_sheet(sample: Sample, windows: Windows, title: str | None = None) ->
     if free:
         x, y = left + (columns - free) * width, down - top - (rows - 1) * height - 0.48
         _facts(figure, sample, windows, x / across, y / down)
+    else:
+        x = left + (columns - 1) * width + 2.72
+        _unit_note(figure, x / across, 1 - 0.36 / down, f"colours: {UNIT}, logarithmic")
     return _png(figure)
 
 
@@ -173,15 +176,8 @@ def dataset_contact_sheet(entries: Sequence[SheetEntry], windows: Windows, title
     )
     across, down = figure.get_size_inches()
     figure.text(0.2 / across, 1 - 0.3 / down, title, color=_TEXT, fontsize=14, va="center")
-    figure.text(
-        1 - right / across,
-        1 - 0.3 / down,
-        f"colours: {UNIT}, logarithmic, one scale per column (condition and dark matter: the same)",
-        color=_FAINT,
-        fontsize=8.5,
-        ha="right",
-        va="center",
-    )
+    note = f"colours: {UNIT}, logarithmic, one scale per column (condition and dark matter: the same)"
+    _unit_note(figure, 1 - right / across, 1 - 0.3 / down, note)
     for row, (entry, panels) in enumerate(zip(entries, rows, strict=True)):
         y = down - top - (row + 1) * (side + gap) + gap
         figure.text(0.2 / across, (y + side / 2) / down, entry.title, color=_TEXT, fontsize=9, va="center")
@@ -242,6 +238,10 @@ def _panels(sample: Sample, windows: Windows) -> list[_Panel]:
 def _short(name: str) -> str:
     """Return a panel's name without the species that every map of its kind has."""
     return name.removesuffix(": N-body dark matter")
+
+
+def _unit_note(figure: Figure, right: float, middle: float, note: str) -> None:
+    figure.text(right, middle, note, color=_FAINT, fontsize=8.5, ha="right", va="center")
 
 
 def _facts(figure: Figure, sample: Sample, windows: Windows, x: float, y: float) -> None:
