@@ -113,7 +113,7 @@ def test_inference_without_rotation_is_training_with_identity(made: Made) -> Non
     np.testing.assert_array_equal(inferred.rotation, np.eye(3))
     np.testing.assert_array_equal(inferred.condition, explicit.condition)
     # Without rotation, the line of sight is z: moving every particle along z changes nothing.
-    moved = dark_matter.positions.astype(np.float64) + [0.0, 0.0, 0.4 * BOX]
+    moved = dark_matter.positions.astype(np.float64) + np.array([0.0, 0.0, 0.4 * BOX])
     shifted = ParticleMesh.build(np.mod(moved, BOX), dark_matter.masses, BOX)
     (from_shifted,) = halo_conditions(shifted, [halo], made.config.windows)
     np.testing.assert_allclose(from_shifted.condition, inferred.condition, rtol=1e-3, atol=inferred.condition.mean())
