@@ -7,13 +7,14 @@ versions can be read back.
 import errno
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import polars as pl
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, write_deltalake
 from deltalake.exceptions import DeltaError, TableNotFoundError
-from pyarrow import ArrowException, dataset
+from pyarrow import ArrowException, Table, dataset, schema, string
+from pyarrow.types import is_large_string
 
 from bind_core.config import DatasetConfig
 from bind_core.errors import BindDataError
@@ -327,6 +328,47 @@ def _open(path: Path, version: int | None = None) -> DeltaTable | None:
         raise ManifestError(f"Cannot read the table {path}: {error}") from error
 
 
+def table_rows(path: Path, model: Row, version: int | None = None) -> dataset.Dataset:
+    """Return a table for pyarrow, DuckDB or anything else that reads Arrow's data sets; nothing is loaded yet.
+
+    The files that the version consists of are read as plain Parquet: polars' Delta reader takes the path for a URL,
+    in which a blank leads nowhere, and the Delta library's own data set skips files by statistics that its
+    checkpoints are known to confuse (delta-rs issue 3201).
+
+    Parameters
+    ----------
+    path : Path
+        Folder of the table.
+    model : SampleRow or SimulationRow
+        Its schema, for a table that does not exist yet.
+    version : int, optional
+        An earlier version; the latest by default.
+
+    Raises
+    ------
+    ManifestError
+        If there is no such version, or the table cannot be read.
+    """
+    table = _open(path, version)
+    if table is None:
+        return dataset.dataset(_plain(pl.DataFrame(schema=table_schema(model))))
+    files = [path / PurePosixPath(uri).name for uri in table.file_uris()]  # whose folder is percent-encoded
+    try:
+        return dataset.dataset(files, schema=schema(table.schema().to_arrow()), format="parquet")
+    except (ArrowException, OSError) as error:
+        raise ManifestError(
+            f"Cannot read the table {path}: {error}. One of its files is missing or damaged; restore it from a copy, "
+            "or read an earlier version."
+        ) from error
+
+
+def _plain(rows: pl.DataFrame) -> Table:
+    """Return rows with texts as Arrow's plain strings; in files of polars' string views, texts cannot be filtered."""
+    table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
+    texts = [field.with_type(string()) if is_large_string(field.type) else field for field in table.schema]
+    return table.cast(schema(texts))
+
+
 def _read(
     path: Path,
     model: Row,
@@ -334,12 +376,8 @@ def _read(
     columns: list[str] | None = None,
     where: dataset.Expression | None = None,
 ) -> pl.DataFrame:
-    table = _open(path, version)
-    if table is None:
-        return pl.DataFrame(schema=table_schema(model)).select(columns or pl.all())
     try:
-        # Through pyarrow, because polars' own reader takes the path for a URL: a blank in it leads nowhere.
-        return pl.DataFrame(table.to_pyarrow_dataset().to_table(columns=columns, filter=where))
+        return pl.DataFrame(table_rows(path, model, version).to_table(columns=columns, filter=where))
     except (ArrowException, DeltaError, OSError) as error:
         raise ManifestError(
             f"Cannot read the table {path}: {error}. One of its files is missing or damaged; restore it from a copy, "
@@ -357,7 +395,7 @@ def _append(path: Path, rows: pl.DataFrame, metadata: dict[str, str]) -> None:
     try:
         write_deltalake(
             path,
-            rows,
+            _plain(rows),
             mode="append",
             configuration=_TABLE_SETTINGS if new_table else None,
             commit_properties=_commit_properties(metadata),

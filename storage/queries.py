@@ -5,12 +5,11 @@ from datetime import timedelta
 import duckdb
 import polars as pl
 import pyarrow as pa
-from deltalake import DeltaTable
-from deltalake.exceptions import TableNotFoundError
 
 from bind_core.errors import BindDataError
 from storage.layout import DatasetLayout
-from storage.schemas import Row, SampleRow, SimulationRow, table_schema
+from storage.manifest import table_rows
+from storage.schemas import SampleRow, SimulationRow
 
 # Anything that leads out of the tables is off, and stays off whatever a query asks for.
 _CLOSED = {
@@ -62,6 +61,8 @@ def query(layout: DatasetLayout, sql: str) -> pl.DataFrame:
     ------
     QueryError
         If the data set has no manifest, or the query is not valid, or is not one statement that reads.
+    ManifestError
+        If a table cannot be read.
     """
     samples, simulations = layout.samples_table, layout.simulations_table
     if not samples.exists() and not simulations.exists():
@@ -70,8 +71,8 @@ def query(layout: DatasetLayout, sql: str) -> pl.DataFrame:
             "at least one block was committed."
         )
     with duckdb.connect(":memory:") as connection:
-        connection.register("samples", _source(samples, SampleRow))
-        connection.register("simulations", _source(simulations, SimulationRow))
+        connection.register("samples", table_rows(samples, SampleRow))
+        connection.register("simulations", table_rows(simulations, SimulationRow))
         connection.execute(_CURRENT_SIMULATIONS)
         for setting, value in _CLOSED.items():
             connection.execute(f"SET {setting} = {value}")
@@ -90,13 +91,6 @@ def query(layout: DatasetLayout, sql: str) -> pl.DataFrame:
                 f"The query cannot be answered: {error}\nTables are samples, simulations and current_simulations; "
                 "DESCRIBE samples lists the columns of one. Other tables and files are out of reach."
             ) from error
-
-
-def _source(table: object, model: Row) -> object:
-    try:
-        return DeltaTable(str(table)).to_pyarrow_dataset()
-    except TableNotFoundError:
-        return pl.DataFrame(schema=table_schema(model)).to_arrow()
 
 
 def _frame(answer: pa.Table) -> pl.DataFrame:

@@ -87,13 +87,13 @@ def test_the_newest_attempt_counts(dataset) -> None:
 
 def test_a_sample_exists_once(dataset) -> None:
     """Ids that are in the manifest already are refused by name, and nothing of that commit is written."""
-    dataset.commit("SB35_0")
+    dataset.commit("SB35_0", "SB35_2", "SB35_3")
     manifest = dataset.open()
     again = pl.concat([dataset.sample_rows("SB35_0", rotations=3), dataset.sample_rows("SB35_1")])
     with pytest.raises(ManifestError, match=r"2 of 5 samples.*SB35_0_halo_0_rot_0, SB35_0_halo_0_rot_1"):
         manifest.commit(again, dataset.simulation_rows("SB35_0", "SB35_1"), "run")
-    assert manifest.samples().height == 2
-    assert manifest.simulations().height == 1
+    assert manifest.samples().height == 6
+    assert manifest.simulations().height == 3
 
 
 BROKEN: list[tuple[pl.Expr, str]] = [

@@ -5,6 +5,7 @@ import duckdb
 import polars as pl
 import pytest
 
+from storage import manifest as manifest_module
 from storage.queries import QueryError, query
 
 
@@ -52,6 +53,22 @@ def test_times_are_utc_and_their_differences_durations(dataset, monkeypatch: pyt
     assert start.utcoffset() == timedelta(0)
     assert start.astimezone(UTC).hour == 13
     assert took == timedelta(hours=1)
+
+
+@pytest.mark.parametrize("blocks", [1, 5])
+def test_rows_can_be_picked_by_text(dataset, monkeypatch: pytest.MonkeyPatch, blocks: int) -> None:
+    """Conditions on texts pick the right rows, from blocks of several simulations and from compacted tables."""
+    monkeypatch.setattr(manifest_module, "_COMPACT_ABOVE_FILES", 3)
+    for block in range(blocks):
+        dataset.commit(*(f"SB35_{3 * block + i}" for i in range(3)))
+    for sql in (
+        "SELECT count(*) FROM samples WHERE simulation = 'SB35_1'",
+        "SELECT count(*) FROM samples WHERE sample_id LIKE 'SB35_1~_%' ESCAPE '~'",
+        "SELECT count(*) FROM samples WHERE simulation IN ('SB35_1', 'SB35_99')",
+    ):
+        assert query(dataset.layout, sql).item() == 2
+    assert query(dataset.layout, "SELECT count(*) FROM simulations WHERE status = 'complete'").item() == 3 * blocks
+    assert query(dataset.layout, "SELECT count(*) FROM simulations WHERE message <> ''").item() == 0
 
 
 @pytest.mark.parametrize(
