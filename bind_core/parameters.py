@@ -99,14 +99,15 @@ def read_parameter_table(path: Path) -> ParameterTable:
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
     if not lines:
         raise ParameterTableError(f"The parameter table {path} is empty. Expected a header line and a row each.")
-    (_, header), body = lines[0], lines[1:]
+    start = _header_line([line for _, line in lines])
+    (_, header), body = lines[start], lines[start + 1 :]
     comma_separated = "," in header
     columns = _fields(header.lstrip("#").strip(), comma_separated)
     name_column = _name_column(path, columns, has_marker=header.startswith("#"))
     kept = [
         index
         for index, column in enumerate(columns)
-        if index != name_column and column and column not in _NOT_PARAMETERS
+        if index != name_column and column and column.lower() not in _NOT_PARAMETERS
     ]
     names = tuple(_SPELLINGS.get(columns[index], columns[index]) for index in kept)
     if len(set(names)) != len(names):
@@ -134,8 +135,29 @@ def read_parameter_table(path: Path) -> ParameterTable:
     return ParameterTable(path, names, rows, unusable)
 
 
+def _header_line(lines: list[str]) -> int:
+    """Return which line is the header: comments may stand before it."""
+    comments = next((index for index, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    marked = [_fields(line.lstrip("#").strip(), "," in line) for line in lines[:comments]]
+    named = [index for index, columns in enumerate(marked) if columns and columns[0].lower() in _NAME_COLUMNS]
+    if named:
+        return named[-1]
+    if comments < len(lines) and _has_name_column(_fields(lines[comments], "," in lines[comments])):
+        return comments
+    return max(comments - 1, 0)
+
+
 def _fields(line: str, comma_separated: bool) -> list[str]:
-    return [field.strip() for field in next(csv.reader([line]))] if comma_separated else line.split()
+    if not comma_separated:
+        return line.split()
+    try:
+        return [field.strip() for field in next(csv.reader([line]), [])]
+    except csv.Error:
+        return line.split(",")
+
+
+def _has_name_column(columns: list[str]) -> bool:
+    return any(column.lower() in _NAME_COLUMNS for column in columns)
 
 
 def _name_column(path: Path, columns: list[str], has_marker: bool) -> int:
@@ -152,6 +174,6 @@ def _name_column(path: Path, columns: list[str], has_marker: bool) -> int:
 
 def _number(field: str) -> float:
     try:
-        return float(field)
+        return float("nan") if "_" in field else float(field)  # Python alone reads 1_0 as 10
     except ValueError:
         return float("nan")
