@@ -1,5 +1,6 @@
 """Which simulations exist, and where their files are."""
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -161,7 +162,8 @@ def _simulation_names(base: Path, set_name: str) -> Iterator[str]:
 def _folder(base: Path, name: str, set_name: str) -> Path:
     """Return the simulation's folder: in the base path, or in the set's folder below it."""
     nested = base / set_name / name
-    return nested if nested.is_dir() and not (base / name).is_dir() else base / name
+    direct_is_there, nested_is_there = os.path.isdir(base / name), os.path.isdir(nested)  # noqa: PTH112
+    return nested if nested_is_there and not direct_is_there else base / name
 
 
 def _find(role: Role, folder: Path, snapshot: str) -> InputFiles:
@@ -174,27 +176,36 @@ def _find(role: Role, folder: Path, snapshot: str) -> InputFiles:
     for stem in stems:
         single = folder / f"{stem}_{snapshot}.hdf5"
         expected.append(single.name)
-        if single.is_file():
+        if os.path.isfile(single):  # noqa: PTH113  (unlike Path.is_file, False where the folder is not accessible)
             candidates.append(((single,), None))
         expected.append(f"{subfolder}/{stem}_{snapshot}.<n>.hdf5")
-        numbered = _numbered_files(folder / subfolder, f"{stem}_{snapshot}")
-        if numbered:
-            candidates.append((tuple(numbered.values()), tuple(numbered)))
+        candidates.extend(_numbered_files(folder / subfolder, f"{stem}_{snapshot}"))
     files, chunks = candidates[0] if candidates else ((), None)
     rivals = tuple(other[0] for other, _ in candidates[1:] if not _same_files(other, files))
     return InputFiles(role, folder, files, chunks, tuple(expected), rivals)
 
 
-def _numbered_files(folder: Path, stem: str) -> dict[int, Path]:
-    """Return the files ``<stem>.<n>.hdf5`` of a folder by their number, in its order."""
-    pattern = re.compile(re.escape(stem) + r"\.(\d+)\.hdf5")
-    found = {}
-    if folder.is_dir():
-        for entry in folder.iterdir():
-            match = pattern.fullmatch(entry.name)
-            if match and entry.is_file():
-                found[int(match.group(1))] = entry
-    return dict(sorted(found.items()))
+def _numbered_files(folder: Path, stem: str) -> list[tuple[tuple[Path, ...], tuple[int, ...]]]:
+    """Return the files ``<stem>.<n>.hdf5`` of a folder with their numbers, in the numbers' order.
+
+    There is more than one such series where a number is there twice, as 1 and as 01.
+    """
+    pattern = re.compile(re.escape(stem) + r"\.([0-9]{1,9})\.hdf5")
+    try:
+        names = sorted(os.listdir(folder), key=len)  # noqa: PTH208
+    except OSError:
+        return []
+    series: list[dict[int, Path]] = []
+    for name in names:
+        match = pattern.fullmatch(name)
+        if match is None or not os.path.isfile(folder / name):  # noqa: PTH113
+            continue
+        number = int(match.group(1))
+        free = next((files for files in series if number not in files), None)
+        if free is None:
+            series.append(free := {})
+        free[number] = folder / name
+    return [(tuple(files[number] for number in sorted(files)), tuple(sorted(files))) for files in series]
 
 
 def _same_files(first: Iterable[Path], second: Iterable[Path]) -> bool:
