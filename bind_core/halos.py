@@ -80,22 +80,39 @@ def read_catalogue(files: Sequence[Path]) -> HaloCatalogue:
     """
     if not files:
         raise CatalogueError("Reading a halo catalogue: there are no files. Give at least one.")
-    headers, centers, masses, radii = [], [], [], []
-    for path in files:
-        with open_hdf5(path, CatalogueError) as file:
-            header = _read_header(file, path)
-            headers.append(header)
-            count = header.groups_this_file
-            if count:
-                centers.append(_read(file, path, _POSITION, (count, 3)) / KPC_PER_MPC)
-                masses.append(_read(file, path, _MASS, (count,)) * MASS_UNIT)
-                radii.append(_read(file, path, _RADIUS, (count,)) / KPC_PER_MPC)
+    parts = [_read_file(path) for path in files]
     return HaloCatalogue(
-        headers=tuple(headers),
-        centers=np.concatenate([np.empty((0, 3)), *centers]),
-        masses=np.concatenate([np.empty(0), *masses]),
-        radii=np.concatenate([np.empty(0), *radii]),
+        headers=tuple(header for part in parts for header in part.headers),
+        centers=np.concatenate([part.centers for part in parts]),
+        masses=np.concatenate([part.masses for part in parts]),
+        radii=np.concatenate([part.radii for part in parts]),
     )
+
+
+def _read_file(path: Path) -> HaloCatalogue:
+    with open_hdf5(path, CatalogueError) as file:
+        header = _read_header(file, path)
+        count = header.groups_this_file
+        if not count:
+            return HaloCatalogue((header,), np.empty((0, 3)), np.empty(0), np.empty(0))
+        return HaloCatalogue(
+            headers=(header,),
+            centers=_read(file, path, _POSITION, (count, 3)) / KPC_PER_MPC,
+            masses=_read(file, path, _MASS, (count,)) * MASS_UNIT,
+            radii=_read(file, path, _RADIUS, (count,)) / KPC_PER_MPC,
+        )
+
+
+def read_catalogue_header(path: Path) -> CatalogueHeader:
+    """Read what one file of a catalogue says of itself.
+
+    Raises
+    ------
+    CatalogueError
+        If the file is damaged, or an attribute is missing or no number.
+    """
+    with open_hdf5(path, CatalogueError) as file:
+        return _read_header(file, path)
 
 
 def halos_in(catalogue: HaloCatalogue, stratum: Stratum) -> list[Halo]:
@@ -120,7 +137,14 @@ def halos_in(catalogue: HaloCatalogue, stratum: Stratum) -> list[Halo]:
 def _read_header(file: h5py.File, path: Path) -> CatalogueHeader:
     def number(name: str) -> float | None:
         value = attribute(file, name)
-        return None if value is None else float(value.reshape(-1)[0])
+        if value is None:
+            return None
+        if value.dtype.kind not in "fiu" or value.size == 0:
+            raise CatalogueError(
+                f"{path}: Header attribute {name} should be a number, found {value.tolist()}. The file is damaged: "
+                "fetch it again."
+            )
+        return float(value.reshape(-1)[0])
 
     def count(*names: str) -> int:
         for name in names:
@@ -161,9 +185,4 @@ def _read(file: h5py.File, path: Path, name: str, shape: tuple[int, ...]) -> NDA
             f"{path}: the dataset Group/{name} should be numbers of shape {shape}, as the Header counts, but it is "
             f"{dataset.dtype} of shape {dataset.shape}. The file is damaged: fetch it again."
         )
-    try:
-        return np.asarray(dataset[...], dtype=np.float64)
-    except OSError as error:
-        raise CatalogueError(
-            f"{path}: cannot read Group/{name}: {error}. The file is damaged: fetch it again."
-        ) from error
+    return np.asarray(dataset[...], dtype=np.float64)

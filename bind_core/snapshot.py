@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bind_core.config import BlackHolePolicy, DatasetConfig, StarPolicy
-from bind_core.errors import SnapshotError
+from bind_core.errors import BindDataError, SnapshotError
 from bind_core.suite import Role
 
 KPC_PER_MPC = 1000.0
@@ -117,9 +117,15 @@ class PositionTally:
     """Mpc/h."""
     mass: float = 0.0
     """Msun/h."""
+    file: str = ""
+    """The first file."""
+    bad_positions_in: str = ""
+    """The first dataset with a position that is wrong."""
+    bad_masses_in: str = ""
+    """The first dataset with a mass that is wrong."""
 
     def merge(self, other: "PositionTally") -> None:
-        """Add another part's counts to these."""
+        """Add the counts of a part that comes later in the files to these."""
         self.particles += other.particles
         self.non_finite += other.non_finite
         self.outside += other.outside
@@ -127,6 +133,9 @@ class PositionTally:
         self.lowest = min(self.lowest, other.lowest)
         self.highest = max(self.highest, other.highest)
         self.mass += other.mass
+        self.file = self.file or other.file
+        self.bad_positions_in = self.bad_positions_in or other.bad_positions_in
+        self.bad_masses_in = self.bad_masses_in or other.bad_masses_in
 
 
 @dataclass(frozen=True)
@@ -143,15 +152,28 @@ class ParticleSlice:
 
 @contextmanager
 def open_hdf5(path: Path, error_type: type[Exception] = SnapshotError) -> Iterator[h5py.File]:
-    """Open an HDF5 file for reading, or raise `error_type` saying why that is not possible."""
+    """Open an HDF5 file for reading, and raise `error_type` if it cannot be opened or turns out to be damaged."""
     try:
         file = h5py.File(path, "r")
-    except OSError as error:
+    except Exception as error:
         raise error_type(
-            f"{path}: cannot be opened as HDF5: {error}. The file is missing, incomplete or damaged: fetch it again."
+            f"{path}: cannot be opened as HDF5: {_reason(error)}. The file is missing, incomplete or damaged: fetch it "
+            "again."
         ) from error
     with file:
-        yield file
+        try:
+            yield file
+        except BindDataError:
+            raise
+        except Exception as error:  # damage in the file surfaces in h5py as almost any exception
+            raise error_type(
+                f"{path}: cannot be read: {_reason(error)}. The file is damaged: fetch it again."
+            ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return what an error of the HDF5 library says, as part of a sentence."""
+    return f"{type(error).__name__}: {error}".rstrip(".").replace("\n", " ").replace(". ", ", ")
 
 
 def attribute(file: h5py.File, name: str) -> NDArray | None:
@@ -181,19 +203,14 @@ def read_header(path: Path) -> SnapshotHeader:
             for name in names:
                 value = attribute(file, name)
                 if value is not None:
-                    if value.dtype.kind not in "fiu" or not np.all(np.isfinite(value)):
-                        raise SnapshotError(f"{path}: Header attribute {name} should be a number, found {value}.")
-                    return value
+                    return _checked_numbers(path, name, value)
             raise SnapshotError(
                 f"{path}: the attribute {names[0]} is in none of the groups Header, Parameters and Cosmology. "
                 "The header is incomplete: fetch the file again."
             )
 
         this_file = _counts(path, "NumPart_ThisFile", numbers("NumPart_ThisFile"))
-        totals = numbers("NumPart_Total")
-        high = attribute(file, "NumPart_Total_HighWord")
-        if high is not None and totals.dtype.itemsize <= 4:
-            totals = totals.astype(np.uint64) + (high.astype(np.uint64) << np.uint64(32))
+        totals = _totals(path, numbers("NumPart_Total"), attribute(file, "NumPart_Total_HighWord"))
         omega_baryon = attribute(file, "OmegaBaryon")
         return SnapshotHeader(
             box_size=_box_size(path, numbers("BoxSize")),
@@ -204,7 +221,9 @@ def read_header(path: Path) -> SnapshotHeader:
             redshift=float(numbers("Redshift")[0]),
             omega0=float(numbers("Omega0")[0]),
             hubble=float(numbers("HubbleParam")[0]),
-            omega_baryon=None if omega_baryon is None else float(omega_baryon[0]),
+            omega_baryon=(
+                None if omega_baryon is None else float(_checked_numbers(path, "OmegaBaryon", omega_baryon)[0])
+            ),
         )
 
 
@@ -347,10 +366,12 @@ def read_slices(source: ComponentSource, pieces: Sequence[Piece]) -> Iterator[Pa
                 file = _opened(piece.path)
             try:
                 yield _read_piece(file, source, piece)
-            except (OSError, RuntimeError) as error:
+            except BindDataError:
+                raise
+            except Exception as error:  # damage in the file surfaces in h5py as almost any exception
                 raise SnapshotError(
                     f"{piece.path}: cannot read rows {piece.start} to {piece.stop} of "
-                    f"PartType{int(piece.particle_type)}: {error}. The file is damaged: fetch it again."
+                    f"PartType{int(piece.particle_type)}: {_reason(error)}. The file is damaged: fetch it again."
                 ) from error
     finally:
         if file is not None:
@@ -360,8 +381,8 @@ def read_slices(source: ComponentSource, pieces: Sequence[Piece]) -> Iterator[Pa
 def _opened(path: Path) -> h5py.File:
     try:
         return h5py.File(path, "r")
-    except OSError as error:
-        raise SnapshotError(f"{path}: cannot be opened as HDF5: {error}. Fetch the file again.") from error
+    except Exception as error:
+        raise SnapshotError(f"{path}: cannot be opened as HDF5: {_reason(error)}. Fetch the file again.") from error
 
 
 def _read_piece(file: h5py.File, source: ComponentSource, piece: Piece) -> ParticleSlice:
@@ -369,16 +390,22 @@ def _read_piece(file: h5py.File, source: ComponentSource, piece: Piece) -> Parti
     rows = slice(piece.start, piece.stop)
     raw = _native(group["Coordinates"], rows)
     positions = np.empty(raw.shape, dtype=np.float32)
-    tally = PositionTally(particles=len(raw))
+    tally = PositionTally(particles=len(raw), file=str(piece.path))
     tally.non_finite, tally.outside, tally.lowest, tally.highest = _into_box(
         raw, 1.0 / KPC_PER_MPC, source.box_size, BOX_TOLERANCE * source.box_size, positions
     )
+    dataset = f"{piece.path}, PartType{int(piece.particle_type)}"
+    if tally.non_finite or tally.outside:
+        tally.bad_positions_in = f"{dataset}/Coordinates"
     masses = None
     if "Masses" in group:
         own = _native(group["Masses"], rows).astype(np.float64) * MASS_UNIT
-        tally.bad_masses = int(np.count_nonzero(~(np.isfinite(own) & (own > 0))))
-        tally.mass = float(np.sum(own))
-        masses = own.astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            masses = own.astype(np.float32)
+            tally.mass = float(np.sum(own))
+        tally.bad_masses = int(np.count_nonzero(~(np.isfinite(masses) & (masses > 0))))
+        if tally.bad_masses:
+            tally.bad_masses_in = f"{dataset}/Masses"
     else:
         table_mass = source.uniform_mass
         if table_mass is None:
@@ -412,6 +439,30 @@ def _table_mass(path: Path, header: SnapshotHeader, particle_type: ParticleType)
             f"{mass / MASS_UNIT:g}. One of the two must give the mass: fetch the file again."
         )
     return mass
+
+
+def _checked_numbers(path: Path, name: str, value: NDArray) -> NDArray:
+    if value.dtype.kind not in "fiu" or value.size == 0 or not np.all(np.isfinite(value)):
+        raise SnapshotError(
+            f"{path}: Header attribute {name} should be a finite number, found {value.tolist()}. The header is "
+            "damaged: fetch the file again."
+        )
+    return value.reshape(-1)
+
+
+def _totals(path: Path, low: NDArray, high: NDArray | None) -> NDArray:
+    """Join the two 32-bit halves of total counts; 64-bit totals are whole by themselves."""
+    if high is None or low.dtype.itemsize > 4 or low.dtype.kind == "f":
+        return low
+    high = _checked_numbers(path, "NumPart_Total_HighWord", high)
+    if high.shape != low.shape or np.any(high < 0):
+        raise SnapshotError(
+            f"{path}: Header attribute NumPart_Total_HighWord should be {len(low)} non-negative counts, as "
+            f"NumPart_Total has, found {high.tolist()}. The header is damaged: fetch the file again."
+        )
+    # Some codes write the lower halves as signed integers: their bits are the same.
+    lower = low.astype(np.int64) & 0xFFFFFFFF
+    return lower.astype(np.uint64) + (high.astype(np.uint64) << np.uint64(32))
 
 
 def _counts(path: Path, name: str, values: NDArray) -> tuple[int, ...]:
@@ -454,7 +505,8 @@ def _into_box(raw, factor, box_size, tolerance, out):  # type: ignore[no-untyped
                 inside = False
             x -= box_size * np.floor(x / box_size)
             single = np.float32(x)
-            out[i, k] = single if single < single_box else np.float32(0.0)
+            # Also where x is so far out that the difference has no digits left: what follows indexes a mesh.
+            out[i, k] = single if np.float32(0.0) <= single < single_box else np.float32(0.0)
         if not finite:
             non_finite += 1
         elif not inside:

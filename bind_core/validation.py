@@ -6,16 +6,17 @@ parameter table; it reads no particle. `check_content` reads them all.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bind_core.config import DatasetConfig
-from bind_core.content import ContentCheck
+from bind_core.content import CRITICAL_DENSITY, ContentCheck
 from bind_core.errors import BindDataError
 from bind_core.findings import REFETCH, Finding, FindingCode, blocks
-from bind_core.halos import HaloCatalogue, read_catalogue
+from bind_core.halos import HaloCatalogue, read_catalogue, read_catalogue_header
 from bind_core.parameters import ParameterTable
 from bind_core.snapshot import (
     BOX_TOLERANCE,
@@ -29,14 +30,21 @@ from bind_core.snapshot import (
 )
 from bind_core.suite import InputFiles, Role, SimulationFiles
 
+# Attribute of a header: its name in the files, and by how much two may differ: relative, but for the redshift.
 _HEADER_TOLERANCES = {
     "box_size": ("BoxSize", 1e-5),
     "omega0": ("Omega0", 1e-3),
     "hubble": ("HubbleParam", 1e-3),
+    "redshift": ("Redshift", 1e-3),
 }
-_REDSHIFT_TOLERANCE = 1e-3
 _PARAMETER_TOLERANCE = 1e-3
-_PARAMETERS_IN_HEADER = {"Omega0": "omega0", "HubbleParam": "hubble", "OmegaBaryon": "omega_baryon"}
+# As the 50 Mpc/h sets spell them, then as the 25 Mpc/h ones do.
+_PARAMETERS_IN_HEADER = {
+    "Omega0": "omega0",
+    "HubbleParam": "hubble",
+    "OmegaBaryon": "omega_baryon",
+    "Omega_m": "omega0",
+}
 
 
 @dataclass(frozen=True)
@@ -100,6 +108,8 @@ def check_content(inspection: Inspection, config: DatasetConfig) -> list[Finding
     """Read all particles of a simulation, as far as its files allow, and return what is wrong with them."""
     boxes = [headers[0].box_size for headers in inspection.headers.values()]
     check = ContentCheck(inspection.files.name, boxes[0] if boxes else 0.0)
+    if inspection.catalogue is not None:
+        check.halo_centers, check.halo_masses = inspection.catalogue.centers, inspection.catalogue.masses
     findings: list[Finding] = []
     for component in Component:
         if component.role not in inspection.headers:
@@ -181,7 +191,7 @@ def _file_findings(simulation: str, inputs: InputFiles) -> Iterator[Finding]:
             simulation,
             f"{inputs.role.value}: {inputs.folder}",
             "one of " + ", ".join(inputs.expected),
-            "none of them" if inputs.folder.is_dir() else "no such folder",
+            _seen_in(inputs.folder),
             "Fetch the files, or correct the base path or the snapshot number.",
         )
     if inputs.rivals:
@@ -193,6 +203,17 @@ def _file_findings(simulation: str, inputs: InputFiles) -> Iterator[Finding]:
             ", ".join(str(path.relative_to(inputs.folder)) for path in (inputs.files[0], *inputs.rivals)),
             "Remove those that do not belong there.",
         )
+
+
+def _seen_in(folder: Path) -> str:
+    """Say what kept files from being found."""
+    try:
+        next(folder.iterdir(), None)
+    except FileNotFoundError:
+        return "no such folder"
+    except OSError as error:
+        return f"a folder that cannot be listed ({error.strerror or error})"
+    return "none of them"
 
 
 def _read_headers(simulation: str, inputs: InputFiles) -> tuple[dict[Path, SnapshotHeader], list[Finding]]:
@@ -219,7 +240,7 @@ def _chunk_findings(simulation: str, inputs: InputFiles, numbers_of_files: Seque
             "The files do not belong together. " + REFETCH,
         )
     for expected in asked[-1:]:
-        if tuple(numbers) == tuple(range(expected)):
+        if len(numbers) == expected and tuple(numbers) == tuple(range(len(numbers))):
             continue
         missing = sorted(set(range(min(expected, 1 << 16))) - set(numbers))
         shown = ", ".join(str(number) for number in missing[:10]) + (", …" if len(missing) > 10 else "")
@@ -265,6 +286,8 @@ def _snapshot_findings(
                 f"{counted:,} in {len(headers)} file{'s' if len(headers) != 1 else ''}",
                 "A file is missing, incomplete or of another run. " + REFETCH,
             )
+    if inputs.role is Role.DMO:
+        yield from _baryon_findings(simulation, inputs, first)
     needed = {ParticleType.DARK_MATTER} | ({ParticleType.GAS} if inputs.role is Role.HYDRO else set())
     for kind in sorted(needed):
         if all(header.counts_total[kind] == 0 for header in headers.values()):
@@ -288,6 +311,21 @@ def _snapshot_findings(
                 seen.add(finding.where)
 
 
+def _baryon_findings(simulation: str, inputs: InputFiles, header: SnapshotHeader) -> Iterator[Finding]:
+    kinds = [kind for kind in ParticleType if kind is not ParticleType.DARK_MATTER and header.counts_total[kind]]
+    if kinds:
+        yield Finding(
+            FindingCode.WRONG_KIND_OF_RUN,
+            simulation,
+            f"{inputs.role.value}: {inputs.files[0]}, NumPart_Total",
+            "dark matter only",
+            ", ".join(
+                f"{header.counts_total[kind]:,} {kind.name.lower().replace('_', ' ')} particles" for kind in kinds
+            ),
+            "This is a hydrodynamic run: check the base path of the dark-matter-only runs.",
+        )
+
+
 def _compare(
     simulation: str, first: tuple[str, SnapshotHeader], second: tuple[str, SnapshotHeader]
 ) -> Iterator[Finding]:
@@ -299,9 +337,8 @@ def _compare(
             name,
             (first_path, getattr(a, attribute)),
             (second_path, getattr(b, attribute)),
-            tolerance * abs(getattr(a, attribute)),
+            tolerance if attribute == "redshift" else tolerance * abs(getattr(a, attribute)),
         )
-    yield from _differ(simulation, "Redshift", (first_path, a.redshift), (second_path, b.redshift), _REDSHIFT_TOLERANCE)
 
 
 def _differ(
@@ -330,14 +367,20 @@ def _pair_findings(
         )
     if Role.DMO in headers and catalogue is not None:
         snapshot = headers[Role.DMO][0]
-        for path, header in zip(files.catalogue.files, catalogue.headers, strict=True):
-            for name, mine, theirs, tolerance in (
-                ("BoxSize", snapshot.box_size, header.box_size, 1e-5 * snapshot.box_size),
-                ("Redshift", snapshot.redshift, header.redshift, _REDSHIFT_TOLERANCE),
-                ("Omega0", snapshot.omega0, header.omega0, 1e-3 * snapshot.omega0),
-                ("HubbleParam", snapshot.hubble, header.hubble, 1e-3 * snapshot.hubble),
-            ):
-                yield from _differ(files.name, name, (str(files.dmo.files[0]), mine), (str(path), theirs), tolerance)
+        for attribute, (name, tolerance) in _HEADER_TOLERANCES.items():
+            mine = getattr(snapshot, attribute)
+            differing = (
+                finding
+                for path, header in zip(files.catalogue.files, catalogue.headers, strict=True)
+                for finding in _differ(
+                    files.name,
+                    name,
+                    (str(files.dmo.files[0]), mine),
+                    (str(path), getattr(header, attribute)),
+                    tolerance if attribute == "redshift" else tolerance * abs(mine),
+                )
+            )
+            yield from islice(differing, 1)  # a catalogue of a hundred chunks is wrong in all of them
 
 
 def _read_catalogue(files: SimulationFiles) -> tuple[HaloCatalogue | None, list[Finding]]:
@@ -345,11 +388,18 @@ def _read_catalogue(files: SimulationFiles) -> tuple[HaloCatalogue | None, list[
     findings = list(_file_findings(files.name, inputs))
     if not inputs.files:
         return None, findings
-    try:
-        catalogue = read_catalogue(inputs.files)
-    except BindDataError as error:
-        return None, [*findings, unreadable(files.name, error)]
-    findings += _chunk_findings(files.name, inputs, [header.number_of_files for header in catalogue.headers])
+    headers, errors = [], []
+    for path in inputs.files:
+        try:
+            headers.append(read_catalogue_header(path))
+            read_catalogue([path])
+        except BindDataError as error:
+            errors.append(unreadable(files.name, error))
+    findings += errors
+    findings += _chunk_findings(files.name, inputs, [header.number_of_files for header in headers])
+    if errors:
+        return None, findings
+    catalogue = read_catalogue(inputs.files)
     counted = sum(header.groups_this_file for header in catalogue.headers)
     for total in sorted({header.groups_total for header in catalogue.headers} - {counted}):
         findings.append(
@@ -372,15 +422,17 @@ def _halo_findings(
     config: DatasetConfig,
 ) -> Iterator[Finding]:
     where = f"catalogue: {files.catalogue.files[0].parent}"
-    bad_mass = ~np.isfinite(catalogue.masses) | (catalogue.masses < 0)
+    in_box = _mass_in_box(headers, catalogue)
+    bad_mass = ~np.isfinite(catalogue.masses) | (catalogue.masses < 0) | (catalogue.masses > in_box)
     if np.any(bad_mass):
+        first = int(np.argmax(bad_mass))
         yield Finding(
             FindingCode.BAD_HALO,
             files.name,
             f"{where}, Group_M_Crit200",
-            "finite masses",
-            f"{int(bad_mass.sum()):,} that are not; first at group {int(np.argmax(bad_mass))}",
-            REFETCH,
+            f"masses from 0 to the {in_box:.5g} Msun/h that the box holds",
+            f"{int(bad_mass.sum()):,} that are not; first at group {first}: {catalogue.masses[first]:g} Msun/h",
+            "Check that they are in 1e10 Msun/h. " + REFETCH,
         )
     box = headers[Role.DMO][0].box_size if Role.DMO in headers else catalogue.headers[0].box_size
     lowest = min(stratum.min_mass for stratum in config.strata)
@@ -401,6 +453,16 @@ def _halo_findings(
             f"{catalogue.centers[first].tolist()}",
             REFETCH,
         )
+
+
+def _mass_in_box(headers: dict[Role, tuple[SnapshotHeader, ...]], catalogue: HaloCatalogue) -> float:
+    """Return the mass of all matter in the box in Msun/h; infinite where it is not known."""
+    if Role.DMO in headers:
+        omega0, box = headers[Role.DMO][0].omega0, headers[Role.DMO][0].box_size
+    else:
+        omega0, box = catalogue.headers[0].omega0 or np.nan, catalogue.headers[0].box_size or np.nan
+    mass = omega0 * CRITICAL_DENSITY * box**3
+    return float(mass) if mass > 0 else np.inf
 
 
 def _parameter_findings(
@@ -432,7 +494,8 @@ def _parameter_findings(
         if name in values
         for role, role_headers in headers.items()
         for expected in [getattr(role_headers[0], attribute)]
-        # A dark-matter-only run may rightly say that it has no baryons.
-        if expected and abs(values[name] - expected) > _PARAMETER_TOLERANCE * abs(expected)
+        # A dark-matter-only run may rightly say nothing of baryons, or that it has none.
+        if not (attribute == "omega_baryon" and not expected)
+        and abs(values[name] - expected) > _PARAMETER_TOLERANCE * abs(expected)
     ]
     return table.rows[simulation], findings
