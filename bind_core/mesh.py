@@ -13,7 +13,7 @@ import numba
 import numpy as np
 
 #: Particles per cell that the default mesh aims at: enough to amortise the visit to a row of cells.
-PARTICLES_PER_CELL = 32
+PARTICLES_PER_CELL = 100
 #: Widest cell of the default mesh, Mpc/h. The projection pads its grids by the extent of a cell.
 WIDEST_CELL = 1.6
 #: The default mesh has at most this many cells per particle, or `FEWEST_CELLS`, to bound its memory.

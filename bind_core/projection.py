@@ -224,6 +224,15 @@ WIDEST_MARGIN = 256
 NARROWEST_MARGIN = 3
 
 
+#: Single precision moves a particle by at most about 2e-4 native pixels, of a block as long as the box; where a
+#: pixel holds `FEWEST_PER_PIXEL` particles in the mean, that is below a third of the accuracy that is promised.
+FEWEST_PER_PIXEL = 8
+#: Expected number from which on it is worth trying.
+DENSE = 8 * FEWEST_PER_PIXEL
+#: Pixels from edge to halo; single precision counts 2^24 pixels exactly.
+LARGEST_SINGLE_GRID = 2**11
+
+
 def _project_fused(particles: ParticleMesh, center: np.ndarray, rotation: np.ndarray, windows: Windows) -> np.ndarray:
     factors = (1, *windows.factors)
     # The coarsest pixel from which this level's and all wider windows' pixels can be summed up
@@ -240,28 +249,57 @@ def _project_fused(particles: ParticleMesh, center: np.ndarray, rotation: np.nda
     half_sizes = [-(-(factor * windows.resolution // 2 + margin) // coarsest) * coarsest for factor in factors]
     half_grids = np.array(half_sizes) // block_sizes
     grid_starts = np.concatenate([[0], np.cumsum((2 * half_grids) ** 2)])
-    grids = np.zeros(grid_starts[-1])
 
     weighted = isinstance(particles.masses, np.ndarray)
-    deposit_window(
-        particles.positions.reshape(-1),
-        particles.masses if isinstance(particles.masses, np.ndarray) else np.empty(0, dtype=np.float32),
-        weighted,
-        particles.cell_starts,
-        particles.cells_per_side,
-        particles.box_size,
-        center,
-        rotation,
-        windows.depth / 2,
-        np.array(windows.sizes) / 2 + windows.pixel_size,
-        windows.pixel_size,
-        np.array(block_sizes),
-        half_grids,
-        grid_starts,
-        grids,
-        by_particle,
-    )
+    single = (_expected_per_pixel(particles, windows) >= DENSE) & (not weighted)
+    single &= half_grids < LARGEST_SINGLE_GRID
+    while True:
+        grids = np.zeros(grid_starts[-1])
+        deposit_window(
+            particles.positions.reshape(-1),
+            particles.masses if isinstance(particles.masses, np.ndarray) else np.empty(0, dtype=np.float32),
+            weighted,
+            particles.cell_starts,
+            particles.cells_per_side,
+            particles.box_size,
+            center,
+            rotation,
+            windows.depth / 2,
+            np.array(windows.sizes) / 2 + windows.pixel_size,
+            windows.pixel_size,
+            np.array(block_sizes),
+            half_grids,
+            grid_starts,
+            grids,
+            single,
+            by_particle,
+        )
+        maps = _maps_from_nested_grids(grids, grid_starts, half_grids, block_sizes, windows)
+        # Denser by expectation than in truth: the bound must hold for these particles, so do without
+        means = maps.mean(axis=(1, 2)) * np.square(factors)
+        if not (single & (means < FEWEST_PER_PIXEL)).any():
+            break
+        single[:] = False
+    if not isinstance(particles.masses, np.ndarray):
+        maps *= particles.masses
+    return maps
 
+
+def _expected_per_pixel(particles: ParticleMesh, windows: Windows) -> np.ndarray:
+    """Return how many particles a pixel of each window would hold if the box were uniform."""
+    pixel_areas = np.square(np.array(windows.sizes) / windows.resolution)
+    return len(particles) / particles.box_size**3 * windows.depth * pixel_areas
+
+
+def _maps_from_nested_grids(
+    grids: np.ndarray,
+    grid_starts: np.ndarray,
+    half_grids: np.ndarray,
+    block_sizes: list[int],
+    windows: Windows,
+) -> np.ndarray:
+    """Sum the grids up from the narrowest to the widest, and cut each window's map out of its sum."""
+    factors = (1, *windows.factors)
     maps = np.empty((len(factors), windows.resolution, windows.resolution))
     narrower = None
     for k, factor in enumerate(factors):
@@ -274,8 +312,6 @@ def _project_fused(particles: ParticleMesh, center: np.ndarray, rotation: np.nda
         pixels = block_sum(central_crop(grid, windows.resolution * factor // block_sizes[k]), factor // block_sizes[k])
         maps[k] = pixels / factor**2
         narrower = grid
-    if not isinstance(particles.masses, np.ndarray):
-        maps *= particles.masses
     return maps
 
 

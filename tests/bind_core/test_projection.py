@@ -294,6 +294,31 @@ def test_backends_agree_on_any_windows(case, backend):
         assert_same_maps(maps, project_all(mesh, [49.9, 25.0, 0.1], rotation, windows, Backend.REFERENCE))
 
 
+@pytest.mark.parametrize("clustered", [False, True], ids=["uniform", "clustered"])
+def test_single_precision_is_used_only_where_it_is_harmless(clustered):
+    """Dense input, which the fused backend rotates in single precision, keeps far within the tolerance."""
+    mesh = random_mesh(2_000_000, 21, clustered=clustered)
+    for seed, center in enumerate([mesh.positions[1_000_000], (0.0, 0.0, 0.0)]):
+        maps = project_all(mesh, center, rotation_from(seed), WINDOWS)
+        expected = project_all(mesh, center, rotation_from(seed), WINDOWS, Backend.REFERENCE)
+        assert largest_deviation(maps, expected) <= TOLERANCE / 10
+        np.testing.assert_allclose(maps.sum(axis=(1, 2)), expected.sum(axis=(1, 2)), rtol=MASS_TOLERANCE / 10)
+
+
+def test_a_void_amid_dense_input_falls_back_to_double_precision():
+    """Where the windows hold a few of very many particles, their maps are right to rounding all the same."""
+    rng = np.random.default_rng(22)
+    far_away = np.array([45.0, 45.0, 45.0]) + 0.1 * rng.random((400_000, 3))
+    few = np.array([20.0, 20.0, 20.0]) + 12.0 * rng.random((5, 3))
+    mesh = mesh_of(np.concatenate([far_away, few]))
+    windows = replace(WINDOWS, context_sizes=(12.5, 25.0), resolution=32)
+    center = [25.0, 25.0, 25.0]
+    maps = project_all(mesh, center, IDENTITY, windows)
+    expected = project_all(mesh, center, IDENTITY, windows, Backend.REFERENCE)
+    assert 0 < expected[-1].sum() * 16 <= 5.001
+    np.testing.assert_allclose(maps, expected, rtol=1e-9, atol=1e-10)
+
+
 @given(
     seed=st.integers(0, 2**32 - 1),
     n=st.integers(0, 30),
