@@ -3,9 +3,22 @@
 Every message says what was being done, where, what was expected, what was found, and what to do about it.
 """
 
+from typing import Any
+
 
 class BindDataError(Exception):
     """Base of all errors raised on purpose by this project."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Errors travel between MPI ranks. By default they are rebuilt by calling the type with the message alone,
+        # which fails for those that carry more; and a rank that cannot read the error waits for ever.
+        return _rebuilt, (type(self), self.args, vars(self))
+
+
+def _rebuilt(kind: type[BindDataError], arguments: tuple[Any, ...], facts: dict[str, Any]) -> BindDataError:
+    error = kind.__new__(kind, *arguments)
+    vars(error).update(facts)
+    return error
 
 
 class ConfigurationError(BindDataError):
