@@ -139,9 +139,9 @@ def _read_header(file: h5py.File, path: Path) -> CatalogueHeader:
         value = attribute(file, name)
         if value is None:
             return None
-        if value.dtype.kind not in "fiu" or value.size == 0:
+        if value.dtype.kind not in "fiu" or value.size == 0 or np.unique(value).size > 1:
             raise CatalogueError(
-                f"{path}: Header attribute {name} should be a number, found {value.tolist()}. The file is damaged: "
+                f"{path}: Header attribute {name} should be one number, found {value.tolist()}. The file is damaged: "
                 "fetch it again."
             )
         return float(value.reshape(-1)[0])

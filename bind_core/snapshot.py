@@ -199,15 +199,23 @@ def read_header(path: Path) -> SnapshotHeader:
                 "Check that the base paths point at snapshots."
             )
 
-        def numbers(*names: str) -> NDArray:
-            for name in names:
-                value = attribute(file, name)
-                if value is not None:
-                    return _checked_numbers(path, name, value)
+        def numbers(name: str) -> NDArray:
+            value = attribute(file, name)
+            if value is not None:
+                return _checked_numbers(path, name, value)
             raise SnapshotError(
-                f"{path}: the attribute {names[0]} is in none of the groups Header, Parameters and Cosmology. "
+                f"{path}: the attribute {name} is in none of the groups Header, Parameters and Cosmology. "
                 "The header is incomplete: fetch the file again."
             )
+
+        def number(name: str) -> float:
+            value = numbers(name)
+            if np.any(value != value[0]):
+                raise SnapshotError(
+                    f"{path}: Header attribute {name} should be one number, found {value.tolist()}. The header is "
+                    "damaged: fetch the file again."
+                )
+            return float(value[0])
 
         this_file = _counts(path, "NumPart_ThisFile", numbers("NumPart_ThisFile"))
         totals = _totals(path, numbers("NumPart_Total"), attribute(file, "NumPart_Total_HighWord"))
@@ -217,10 +225,10 @@ def read_header(path: Path) -> SnapshotHeader:
             mass_table=tuple((numbers("MassTable").astype(np.float64) * MASS_UNIT).tolist()),
             counts_this_file=this_file,
             counts_total=_counts(path, "NumPart_Total", totals),
-            number_of_files=int(numbers("NumFilesPerSnapshot")[0]),
-            redshift=float(numbers("Redshift")[0]),
-            omega0=float(numbers("Omega0")[0]),
-            hubble=float(numbers("HubbleParam")[0]),
+            number_of_files=int(number("NumFilesPerSnapshot")),
+            redshift=number("Redshift"),
+            omega0=number("Omega0"),
+            hubble=number("HubbleParam"),
             omega_baryon=(
                 None if omega_baryon is None else float(_checked_numbers(path, "OmegaBaryon", omega_baryon)[0])
             ),
