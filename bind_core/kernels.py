@@ -208,7 +208,7 @@ def _deposit_compact(
         m = np.float64(masses[i]) if weighted else 1.0
         grid[pixel[i]] += m * both_lower[i]
         # no branch to mispredict: an entry that does not count is overwritten by the next
-        listed[n_listed] = i
+        listed[n_listed] = np.uint32(i)
         n_listed += np.uint64(both_lower[i] < 1.0)
     for k in range(n_listed):
         i = listed[k]
@@ -272,6 +272,7 @@ def _sieve(
     half_depth: float,
     outer: float,
     inner: float,
+    depths: np.ndarray,
     kept_positions: np.ndarray,
     kept_masses: np.ndarray,
 ) -> int:  # pragma: no cover - compiled
@@ -292,30 +293,39 @@ def _sieve(
         Mpc/h; keeps ``-half_depth <= z' < half_depth``.
     outer, inner : float
         Mpc/h; keeps ``inner <= max(|x'|, |y'|) < outer``. ``outer = inf`` keeps all.
+    depths : ndarray of shape (BLOCK,)
+        Work space.
     kept_positions, kept_masses : ndarray of shape (3 BLOCK,), (BLOCK,)
         Receive the kept particles.
     """
     c0, c1, c2 = center[0], center[1], center[2]
     s0, s1, s2 = shift[0], shift[1], shift[2]
     z0, z1, z2 = rotation[2, 0], rotation[2, 1], rotation[2, 2]
-    kept = np.uint64(0)
-    for i in range(positions.size // 3):
+    n = positions.size // 3
+    for i in range(n):
         d0 = (np.float64(positions[3 * i]) - c0) + s0
         d1 = (np.float64(positions[3 * i + 1]) - c1) + s1
         d2 = (np.float64(positions[3 * i + 2]) - c2) + s2
-        z = z0 * d0 + z1 * d1 + z2 * d2
-        keep = (z >= -half_depth) & (z < half_depth)
-        if outer < np.inf:
+        depths[i] = z0 * d0 + z1 * d1 + z2 * d2
+    if outer < np.inf:
+        for i in range(n):
+            d0 = (np.float64(positions[3 * i]) - c0) + s0
+            d1 = (np.float64(positions[3 * i + 1]) - c1) + s1
+            d2 = (np.float64(positions[3 * i + 2]) - c2) + s2
             x = rotation[0, 0] * d0 + rotation[0, 1] * d1 + rotation[0, 2] * d2
             y = rotation[1, 0] * d0 + rotation[1, 1] * d1 + rotation[1, 2] * d2
             distance = max(abs(x), abs(y))
-            keep = keep & (distance < outer) & (distance >= inner)
+            if not (inner <= distance < outer):
+                depths[i] = np.inf
+    kept = np.uint64(0)
+    for i in range(n):
         kept_positions[np.uint64(3) * kept] = positions[3 * i]
         kept_positions[np.uint64(3) * kept + np.uint64(1)] = positions[3 * i + 1]
         kept_positions[np.uint64(3) * kept + np.uint64(2)] = positions[3 * i + 2]
         if weighted:
             kept_masses[kept] = masses[i]
-        kept += np.uint64(keep)
+        z = depths[i]
+        kept += np.uint64((z >= -half_depth) & (z < half_depth))
     return int(kept)
 
 
@@ -383,7 +393,8 @@ def deposit_window(
     pixel = _aligned(BLOCK, np.int32)
     fractions = _aligned(3 * BLOCK, np.float64).reshape(3, BLOCK)
     single_fractions = _aligned(3 * BLOCK, np.float32).reshape(3, BLOCK)
-    listed = _aligned(BLOCK + 1, np.uint64)
+    listed = _aligned(BLOCK + 1, np.uint32)
+    depths = _aligned(BLOCK, np.float64)
     # zeros, because whole vectors of it are read
     kept_positions = np.zeros(3 * BLOCK + 3, dtype=np.float32)
     kept_masses = np.zeros(BLOCK + 1, dtype=np.float32)
@@ -527,6 +538,7 @@ def deposit_window(
                                 half_depth,
                                 half_widths[k] if by_particle else np.inf,
                                 half_widths[k - 1] if k > 0 else 0.0,
+                                depths,
                                 kept_positions,
                                 kept_masses,
                             )

@@ -72,7 +72,8 @@ def test_backends_agree_on_real_halos(simulation, place, backend):
     if backend is Backend.PYLIANS:
         pytest.importorskip("MAS_library", reason="Pylians is not installed: run `make pylians`")
     particles, halos = simulation
-    for rotation in rotations():
+    # Pylians takes seconds per rotation
+    for rotation in rotations() if backend is Backend.FUSED else rotations()[:2]:
         for species, mesh in particles.items():
             maps = project_all(mesh, halos[place], rotation, WINDOWS, backend)
             expected = project_all(mesh, halos[place], rotation, WINDOWS, Backend.REFERENCE)
