@@ -27,6 +27,8 @@ DATA = REPOSITORY / "build" / "bench"
 HALOS = 10
 ROTATIONS = 10
 PLAIN_SAMPLES = 2
+SIDES = (64, 128, 256, 512)
+"""Particles per side for growth and memory."""
 GIB = 1 << 30
 
 LAYOUTS = {
@@ -185,7 +187,7 @@ def main() -> None:
     parser.add_argument("--largest", type=int, default=512, help="particles per side of the largest case")
     parser.add_argument("--json", type=Path, help="write the results to this file")
     options = parser.parse_args()
-    sides = tuple(side for side in (64, 128, 256, 512) if side <= options.largest)
+    sides = tuple(side for side in SIDES if side <= options.largest)
     results = measure(sides, options.particles)
     print(table(results))
     if options.json:
