@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bind_core.config import RotationPolicy
+from bind_core.errors import ConfigurationError
 
 Rotation = NDArray[np.float64]
 """A (3, 3) matrix R that takes box coordinates into the projected frame: x' = R (x - centre)."""
@@ -48,12 +49,12 @@ def seed_entropy(
 
     Raises
     ------
-    ValueError
+    ConfigurationError
         If ``euler`` is asked for a simulation whose name ends in no number.
     """
     if policy is RotationPolicy.EULER:
         if simulation_number is None:
-            raise ValueError(
+            raise ConfigurationError(
                 f"rotations: euler needs numbered simulations such as SB35_17, but this one is called {simulation}. "
                 "Use rotations: haar."
             )

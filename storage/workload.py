@@ -7,8 +7,8 @@ from enum import StrEnum
 import polars as pl
 
 from bind_core.config import DatasetConfig
-from bind_core.errors import BindDataError
-from bind_core.halos import HaloCatalogue, read_catalogue
+from bind_core.errors import CatalogueError
+from bind_core.halos import read_catalogue
 from bind_core.plan import Target, in_blocks, predicted_targets
 from bind_core.suite import SimulationFiles, discover_simulations, find_simulation, natural_order
 from storage.manifest import Manifest
@@ -110,10 +110,10 @@ def _work(
     files: SimulationFiles, config: DatasetConfig, committed: set[str], recorded: dict[str, SimulationStatus]
 ) -> SimulationWork:
     try:
-        catalogue: HaloCatalogue = read_catalogue(files.catalogue.files)
-        predicted = tuple(predicted_targets(files.name, files.number, catalogue, config))
-    except BindDataError:
+        catalogue = read_catalogue(files.catalogue.files)
+    except CatalogueError:
         return SimulationWork(files, (), (), Reason.CATALOGUE_UNREADABLE)
+    predicted = tuple(predicted_targets(files.name, files.number, catalogue, config))
     missing = tuple(target for target in predicted if target.sample_id not in committed)
     settled = SimulationStatus.COMPLETE if predicted else SimulationStatus.NO_WORK
     if missing:

@@ -357,6 +357,9 @@ class _SimulationJob:
             merged = ContentCheck(check.simulation, check.box_size)
             for part in parts:
                 merged.merge(part)
+            halos = {target.halo: target for target in self.simulation.targets}.values()
+            merged.halo_centers = np.array([halo.halo_center for halo in halos])
+            merged.halo_masses = np.array([halo.halo_mass for halo in halos])
             findings = merged.findings(self.config, headers)
         return self.node.bcast(findings)
 

@@ -9,6 +9,7 @@ from scipy import stats
 from scipy.spatial.transform import Rotation
 
 from bind_core.config import RotationPolicy
+from bind_core.errors import ConfigurationError
 from bind_core.rotations import matrix_quaternion, quaternion_matrix, rotation_matrix, seed_entropy
 
 HAAR, EULER = RotationPolicy.HAAR, RotationPolicy.EULER
@@ -84,7 +85,7 @@ def test_euler_seed_is_the_older_generators():
 
 def test_euler_needs_numbered_simulations():
     """A name without a number has no euler seed, and the error says what to use instead."""
-    with pytest.raises(ValueError, match=r"1P_p1_n2.*haar"):
+    with pytest.raises(ConfigurationError, match=r"1P_p1_n2.*haar"):
         seed_entropy(EULER, 1, "1P_p1_n2", None, 0, 0, 0)
 
 
