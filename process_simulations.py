@@ -24,13 +24,13 @@ from bind_core.plan import BlockPlan
 from bind_core.projection import Backend
 from bind_core.suite import find_simulation
 from storage.blocks import block_outcomes, plan_block, screen_block
-from storage.files import remove_stale_temporaries
 from storage.layout import DatasetLayout
 from storage.manifest import Manifest, open_dataset
+from storage.preparation import prepare_root, with_absolute_paths
 from storage.recording import SimulationResult, commit_outcomes, new_run_id
 from storage.summary import RunSummary, summarise
 from storage.summary_table import print_summary
-from storage.workload import Workload, has_any_file, plan_workload
+from storage.workload import Reason, Workload, has_any_file, plan_workload
 from tasks.launchers import ranks_asked_for
 from tasks.progress import Progress, RunProgress
 from tasks.projection_job import check_world_size, project_block
@@ -85,7 +85,7 @@ def configuration(options: argparse.Namespace) -> DatasetConfig:
     """
     values: dict[str, Any] = {} if options.config is None else read_yaml_mapping(options.config)
     flags = {
-        "parameter_file": options.param_file or os.environ.get("BIND_PARAM_FILE"),
+        "parameter_file": _first_given(options.param_file, values.get("parameter_file"), "BIND_PARAM_FILE"),
         "set_name": options.set,
         "snapshot_number": options.snapnum,
         "resolution": options.resolution,
@@ -96,7 +96,7 @@ def configuration(options: argparse.Namespace) -> DatasetConfig:
     }
     missing = []
     for setting, (flag, variable) in BASES.items():
-        given = getattr(options, flag) or values.get(setting) or os.environ.get(variable)
+        given = _first_given(getattr(options, flag), values.get(setting), variable)
         flags[setting] = given
         if given is None:
             missing.append(f"  {setting}: give --{flag}, or set {variable}, or name it in a --config file")
@@ -105,17 +105,25 @@ def configuration(options: argparse.Namespace) -> DatasetConfig:
     values |= {name: value for name, value in flags.items() if value is not None}
     if options.num_rotations is not None or options.mass_threshold is not None:
         values["strata"] = [_stratum(options, values.get("strata"))]
-    return DatasetConfig.from_values(values, source="The settings given by flags, file and environment")
+    return with_absolute_paths(
+        DatasetConfig.from_values(values, source="The settings given by flags, file and environment")
+    )
+
+
+def _first_given(flag: Any, configured: Any, variable: str) -> Any:
+    """Return what a flag, else the file, else the environment says; None where none does."""
+    return flag or configured or os.environ.get(variable) or None
 
 
 def _stratum(options: argparse.Namespace, configured: Any) -> dict[str, Any]:
     """Return the one stratum that --num_rotations and --mass_threshold describe."""
-    if isinstance(configured, list) and len(configured) > 1:
+    strata = [{}] if configured is None else configured
+    if not (isinstance(strata, list) and len(strata) == 1 and isinstance(strata[0], dict)):
         raise ConfigurationError(
-            "--num_rotations and --mass_threshold describe one stratum, but the configuration file has "
-            f"{len(configured)}. Change the strata in the file."
+            "--num_rotations and --mass_threshold describe one stratum, but the configuration file has the strata "
+            f"{strata!r}. Change them in the file, or leave out these flags."
         )
-    stratum = dict(configured[0]) if configured else {}
+    stratum = dict(strata[0])
     if options.num_rotations is not None:
         stratum["rotations"] = options.num_rotations
     if options.mass_threshold is not None:
@@ -147,7 +155,7 @@ def asked_simulations(options: argparse.Namespace, config: DatasetConfig) -> lis
 
 
 class BatchRun:
-    """A run on all ranks of a communicator; rank 0 plans and records."""
+    """A run on all ranks of a communicator, as its first rank sees it: that one plans and records."""
 
     def __init__(self, comm: MPI.Intracomm, options: argparse.Namespace, console: Console) -> None:
         self.comm = comm
@@ -157,33 +165,35 @@ class BatchRun:
         self.layout = DatasetLayout(self.config.output_root, self.config.set_name)
         self.run_id = new_run_id()
 
-    def follow(self) -> None:
-        """Work on the blocks that rank 0 hands out, until there are no more."""
-        while (plan := self.comm.bcast(None)) is not None:
-            try:
-                project_block(self.comm, plan, _say_nothing)
-            except BindDataError:
-                continue  # raised on all ranks together; rank 0 records it
-
-    def lead(self) -> bool:
+    def execute(self) -> bool:
         """Plan, hand out and record all blocks; return whether all is well."""
-        try:
-            return self._lead()
-        finally:
-            self.comm.bcast(None)
-
-    def _lead(self) -> bool:
         manifest = open_dataset(self.layout, self.config)
         names, skipped = self._names()
         workload = plan_workload(self.config, manifest, names)
         if self.options.dry_run:
             return self._print_plan(workload, skipped)
-        remove_stale_temporaries(self.layout.root)
-        table = read_parameter_table(find_parameter_file(self.config)) if workload.outstanding else None
+        made = self._make(workload, manifest) if workload.outstanding else {}
+        return self._summary(manifest, plan_workload(self.config, manifest, names), made, skipped)
+
+    def _names(self) -> tuple[list[str] | None, tuple[str, ...]]:
+        names = asked_simulations(self.options, self.config)
+        if names is None or not self.options.skip_missing:
+            return names, ()
+        present = [name for name in names if has_any_file(find_simulation(name, self.config))]
+        if not present:
+            bases = ", ".join(str(base) for base in (self.config.dmo_base, self.config.hydro_base))
+            raise ConfigurationError(
+                f"None of the simulations {names[0]} to {names[-1]} exists under {bases}. Correct the base folders, "
+                "--set or the range."
+            )
+        return present, tuple(name for name in names if name not in set(present))
+
+    def _make(self, workload: Workload, manifest: Manifest) -> dict[str, int]:
+        prepare_root(self.layout.root)
+        table = read_parameter_table(find_parameter_file(self.config))
         made: dict[str, int] = {}
         with RunProgress(workload.samples, self.console) as progress:
             for number, block in enumerate(workload.blocks(self.config.simulations_per_block)):
-                assert table is not None  # noqa: S101
                 screened = screen_block(block, self.config, table)
                 plan = plan_block(screened, self.config, self.run_id, number)
                 results, error = self._project(plan, progress)
@@ -192,14 +202,7 @@ class BatchRun:
                 for outcome in outcomes:
                     made[outcome.work.files.name] = len(outcome.samples)
                     progress.finish_simulation(outcome.work.files.name, len(outcome.work.missing))
-        return self._summary(manifest, plan_workload(self.config, manifest, names), made, skipped)
-
-    def _names(self) -> tuple[list[str] | None, tuple[str, ...]]:
-        names = asked_simulations(self.options, self.config)
-        if names is None or not self.options.skip_missing:
-            return names, ()
-        present = [name for name in names if has_any_file(find_simulation(name, self.config))]
-        return present, tuple(name for name in names if name not in set(present))
+        return made
 
     def _project(self, plan: BlockPlan | None, progress: RunProgress) -> tuple[dict[str, SimulationResult], str]:
         if plan is None:
@@ -214,8 +217,11 @@ class BatchRun:
     def _print_plan(self, workload: Workload, skipped: tuple[str, ...]) -> bool:
         self.console.print(f"Plan for {self.layout.root} (nothing is done):", soft_wrap=True, highlight=False)
         for work in workload.simulations:
+            reason = work.reason.value
+            if work.reason is Reason.CATALOGUE_UNREADABLE and not has_any_file(work.files):
+                reason = "does not exist, which fails the run (--skip_missing leaves it out)"
             self.console.print(
-                f"  {work.files.name}: {work.reason.value}; {len(work.predicted):,} samples planned, "
+                f"  {work.files.name}: {reason}; {len(work.predicted):,} samples planned, "
                 f"{len(work.missing):,} to be made",
                 soft_wrap=True,
                 highlight=False,
@@ -236,6 +242,15 @@ class BatchRun:
         return summary.ok
 
 
+def follow(comm: MPI.Intracomm) -> None:
+    """Work on the blocks that rank 0 hands out, until there are no more."""
+    while (plan := comm.bcast(None)) is not None:
+        try:
+            project_block(comm, plan, _say_nothing)
+        except BindDataError:
+            continue  # raised on all ranks together; rank 0 records it
+
+
 def _say_nothing(progress: Progress) -> None:
     """Rank 0 shows the progress of all."""
 
@@ -244,26 +259,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the batch program; return its exit status."""
     comm = MPI.COMM_WORLD
     if comm.rank:
-        sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115  (rank 0 says what all ranks find)
-    console = Console(soft_wrap=False)
-    status = 1
+        # Rank 0 says what all ranks find.
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
     try:
         options = argument_parser().parse_args(arguments)
         check_world_size(comm, ranks_asked_for(os.environ, comm.size))
-        run = BatchRun(comm, options, console)
         if comm.rank:
-            run.follow()
-            status = 0
-        else:
-            status = 0 if run.lead() else 1
+            follow(comm)
+            return 0
+        return _lead(comm, options)
     except BindDataError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted. What was recorded stays; the same command goes on from there.", file=sys.stderr)
+        status = 130
+    except OSError as error:
+        sys.stderr = sys.__stderr__
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        status = 1
     except Exception:
-        # The other ranks would wait for this one for ever.
         sys.stderr = sys.__stderr__
         traceback.print_exc()
-        if comm.size > 1:
-            comm.Abort(1)
+        status = 1
+    sys.stderr.flush()
+    if comm.size > 1:
+        comm.Abort(status)  # the other ranks would wait for this one for ever
+    return status
+
+
+def _lead(comm: MPI.Intracomm, options: argparse.Namespace) -> int:
+    """Run as rank 0, and let the others go at the end; after an unexpected error, the caller aborts them."""
+    try:
+        status = 0 if BatchRun(comm, options, Console(soft_wrap=False)).execute() else 1
+    except BindDataError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        status = 1
+    comm.bcast(None)
     return status
 
 

@@ -33,10 +33,11 @@ from bind_core.errors import BindDataError
 from bind_core.parameters import find_parameter_file, read_parameter_table
 from bind_core.plan import BlockPlan
 from storage.blocks import ScreenedSimulation
-from storage.files import remove_stale_temporaries, write_bytes
+from storage.files import write_bytes
 from storage.gallery import sheet_of_dataset
 from storage.layout import DatasetLayout
 from storage.manifest import Manifest, open_dataset
+from storage.preparation import prepare_root, with_absolute_paths
 from storage.recording import SimulationResult, new_run_id
 from storage.summary import RunSummary, summarise
 from storage.workload import Workload
@@ -107,7 +108,7 @@ def generate_dataset(config: DatasetConfig, simulations: list[str] | None = None
     """
     # A returned state shows its message on the run's first screen, where an exception would show a traceback.
     try:
-        run = _Run(config, simulations)
+        run = _Run(with_absolute_paths(config), simulations)
         summary = run.execute()
         run.publish(summary)
     except BindDataError as error:
@@ -153,7 +154,7 @@ class _Run:
         manifest = open_dataset(self.layout, self.config)
         workload: Workload = plan_run(self.config, _unsearched(manifest), self.names)
         if workload.outstanding:
-            remove_stale_temporaries(self.layout.root)
+            prepare_root(self.layout.root)
             self._execute(workload, manifest)
             workload = plan_run(self.config, _unsearched(manifest), self.names)
         else:

@@ -91,7 +91,8 @@ def block_outcomes(
                 problem = error or "The projection left no result."
             else:
                 findings += result.findings
-                samples, problem = _verified(layout, result)
+                samples, unverified = _verified(layout, result)
+                problem = result.error or unverified
         outcomes.append(
             SimulationOutcome(simulation.work, findings, simulation.inputs, simulation_plan, samples, problem)
         )

@@ -42,6 +42,8 @@ class SimulationResult:
     findings: tuple[Finding, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time by phase, on rank 0 of the node."""
+    error: str = ""
+    """Why it was not made, if that was for another reason than its input."""
 
     def to_json(self) -> str:
         """Return the result as JSON that `from_json` reads back to an equal one."""
@@ -51,6 +53,7 @@ class SimulationResult:
                 "samples": [asdict(sample) for sample in self.samples],
                 "findings": [finding.as_dict() for finding in self.findings],
                 "seconds": self.seconds,
+                "error": self.error,
             }
         )
 
@@ -63,6 +66,7 @@ class SimulationResult:
             samples=tuple(SampleRecord(**sample) for sample in values["samples"]),
             findings=tuple(Finding.from_dict(finding) for finding in values["findings"]),
             seconds=values["seconds"],
+            error=values["error"],
         )
 
 

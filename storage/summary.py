@@ -7,7 +7,7 @@ from typing import Any
 from bind_core.findings import Finding
 from storage.manifest import Manifest
 from storage.schemas import SimulationStatus
-from storage.workload import Workload
+from storage.workload import Reason, Workload
 
 SETTLED = frozenset({SimulationStatus.COMPLETE, SimulationStatus.NO_WORK})
 """Statuses of simulations that need nothing more."""
@@ -24,7 +24,7 @@ class SimulationSummary:
     planned: int
     """Samples that the configuration asks for; 0 where the catalogue cannot be read."""
     committed: int
-    """Those of them that exist."""
+    """Those of them that exist; where the catalogue cannot be read, all that the last attempt knew of."""
     made: int
     """Those that this run made."""
     findings: tuple[Finding, ...]
@@ -108,7 +108,16 @@ def summarise(
     for work in workload.simulations:
         row = recorded.get(work.files.name)
         status = SimulationStatus.PLANNED if row is None else SimulationStatus(row["status"])
-        if status in SETTLED and work.outstanding:
+        message = "" if row is None else row["message"]
+        exist = len(work.predicted) - len(work.missing)
+        if row is not None and work.reason is Reason.CATALOGUE_UNREADABLE:
+            exist = row["n_committed"]
+            if status in SETTLED:
+                status = SimulationStatus.STALE
+                message = (
+                    f"Its catalogue was read before, and is now missing or unreadable: {work.files.catalogue.folder}"
+                )
+        elif status in SETTLED and work.outstanding:
             status = SimulationStatus.PARTIAL if len(work.predicted) > len(work.missing) else SimulationStatus.PLANNED
         summaries.append(
             SimulationSummary(
@@ -116,12 +125,12 @@ def summarise(
                 status=status,
                 split="" if row is None else row["split"],
                 planned=len(work.predicted),
-                committed=len(work.predicted) - len(work.missing),
+                committed=exist,
                 made=made.get(work.files.name, 0),
                 findings=tuple(
                     Finding.from_dict(finding) for finding in ([] if row is None else json.loads(row["findings"]))
                 ),
-                message="" if row is None else row["message"],
+                message=message,
             )
         )
     return RunSummary(run_id, str(manifest.layout.root), tuple(summaries), skipped)

@@ -7,11 +7,12 @@ from enum import StrEnum
 import polars as pl
 
 from bind_core.config import DatasetConfig
-from bind_core.errors import CatalogueError
+from bind_core.errors import CatalogueError, ConfigurationError
 from bind_core.halos import read_catalogue
 from bind_core.plan import Target, in_blocks, predicted_targets
 from bind_core.suite import SimulationFiles, discover_simulations, find_simulation, natural_order
 from storage.manifest import Manifest
+from storage.preparation import is_folder
 from storage.schemas import SimulationStatus
 
 
@@ -69,7 +70,7 @@ class Workload:
 
 def has_any_file(files: SimulationFiles) -> bool:
     """Return whether a simulation exists at all: whether any of its three folders is there."""
-    return any(inputs.folder.is_dir() for inputs in files.roles())
+    return any(is_folder(inputs.folder) for inputs in files.roles())
 
 
 def plan_workload(config: DatasetConfig, manifest: Manifest, simulations: Sequence[str] | None = None) -> Workload:
@@ -89,9 +90,25 @@ def plan_workload(config: DatasetConfig, manifest: Manifest, simulations: Sequen
     Raises
     ------
     ConfigurationError
-        If a base folder cannot be listed or a name does not belong to the set.
+        If a base folder cannot be listed, a name does not belong to the set, or no name is given and there is no
+        simulation.
     """
-    names = discover_simulations(config) if simulations is None else sorted(set(simulations), key=natural_order)
+    existing = discover_simulations(config)
+    if simulations is None and not existing:
+        bases = ", ".join(str(base) for base in (config.dmo_base, config.hydro_base, config.catalogue_base))
+        raise ConfigurationError(
+            f"There is no simulation of set {config.set_name} in {bases}: expected folders {config.set_name}_0, "
+            f"{config.set_name}_1, … Correct the base folders or the set."
+        )
+    return compare(config, manifest, existing if simulations is None else simulations)
+
+
+def compare(config: DatasetConfig, manifest: Manifest, simulations: Sequence[str]) -> Workload:
+    """Compare what a configuration asks for of some simulations with what the manifest has.
+
+    Unlike `plan_workload`, it takes input that is out of reach for input whose catalogues cannot be read.
+    """
+    names = sorted(set(simulations), key=natural_order)
     committed = manifest.committed_ids()
     recorded = recorded_statuses(manifest)
     return Workload(tuple(_work(find_simulation(name, config), config, committed, recorded) for name in names))

@@ -44,7 +44,7 @@ from bind_core.snapshot import (
 )
 from bind_core.suite import Role, SimulationFiles, find_simulation
 from bind_core.validation import unreadable
-from storage.files import write_bytes
+from storage.files import StorageFullError, remove_stale_temporaries, write_bytes
 from storage.layout import DatasetLayout
 from storage.recording import SampleRecord, SimulationResult
 from storage.samples import write_sample
@@ -79,7 +79,7 @@ def project_block(
     progress : callable
         Called on any rank, some times a second.
     on_result : callable
-        Called with each simulation's result as soon as it is there, on one rank.
+        Called with each simulation's result as soon as it is there, on one rank; not with results that are errors.
     ranks_per_node : int, optional
         Treats each so many ranks as a node of their own. By default, ranks that can share memory are a node.
 
@@ -87,12 +87,12 @@ def project_block(
     -------
     list of SimulationResult
         On rank 0, in the plan's order; empty on the others. A simulation with bad content has findings and no
-        samples.
+        samples; one that could not be made for another reason has an error, and making it again may help.
 
     Raises
     ------
     BindDataError
-        If samples cannot be written. The block can be repeated.
+        If `on_result` does.
     """
     node = _node_of(comm, ranks_per_node)
     leaders = comm.Split(0 if node.rank == 0 else MPI.UNDEFINED, comm.rank)
@@ -101,20 +101,28 @@ def project_block(
     error: BindDataError | None = None
     try:
         _compile_once(node, plan.config)
+        full = ""
         for simulation in plan.simulations[node_number::nodes]:
-            result = _project_simulation(node, plan, simulation, progress)
+            if full:
+                mine.append(SimulationResult(simulation.simulation, error=full))
+                continue
+            try:
+                result = _project_simulation(node, plan, simulation, progress)
+            except StorageFullError as caught:
+                full = str(caught)  # the others would be read for nothing
+                result = SimulationResult(simulation.simulation, error=full)
             mine.append(result)
-            if node.rank == 0:
-                on_result(result)
+            if not result.error:
+                together(node, partial(on_result, result) if node.rank == 0 else lambda: None)
     except BindDataError as caught:  # on all ranks of this node, but not on other nodes
         error = caught
-    for failure in comm.allgather(error):
-        if failure is not None:
-            raise failure
+    failures = [failure for failure in comm.allgather(error) if failure is not None]
     gathered = leaders.gather(mine) if node.rank == 0 else None
     if leaders != MPI.COMM_NULL:
         leaders.Free()
     node.Free()
+    if failures:
+        raise failures[0]
     by_name = {result.simulation: result for results in gathered or [] for result in results}
     return [by_name[simulation.simulation] for simulation in plan.simulations] if comm.rank == 0 else []
 
@@ -160,6 +168,16 @@ def _project_simulation(
         return job.run()
     except _UnusableInputError as error:
         return SimulationResult(simulation.simulation, findings=tuple(error.findings))
+    except SnapshotError as error:  # it could be read when it was screened
+        return SimulationResult(simulation.simulation, findings=(unreadable(simulation.simulation, error),))
+    except StorageFullError:
+        raise
+    except BindDataError as error:
+        return SimulationResult(simulation.simulation, error=str(error))
+
+
+class OutputError(BindDataError):
+    """A sample that cannot be written, for another reason than a full disk."""
 
 
 class _UnusableInputError(BindDataError):
@@ -187,6 +205,7 @@ class _SimulationJob:
     def run(self) -> SimulationResult:
         """Read, project and write everything."""
         files, headers = self._on_first_rank(self._open)
+        self._on_first_rank(self._remove_leftovers)
         shape = (self.maps_per_sample, self.config.resolution, self.config.resolution)
         per_batch = max(1, MAPS_MEMORY // (int(np.prod(shape)) * 4))
         targets = self.simulation.targets
@@ -207,7 +226,21 @@ class _SimulationJob:
 
     def _open(self) -> tuple[SimulationFiles, dict[Role, tuple[SnapshotHeader, ...]]]:
         files = find_simulation(self.simulation.simulation, self.config)
+        for inputs in (files.dmo, files.hydro):
+            if not inputs.files:
+                raise SnapshotError(
+                    f"{inputs.folder}: expected one of {', '.join(inputs.expected)}, found none. The files were there "
+                    "when this run began."
+                )
         return files, {inputs.role: (read_header(inputs.files[0]),) for inputs in (files.dmo, files.hydro)}
+
+    def _remove_leftovers(self) -> None:
+        """Remove what killed runs left half written; not collective."""
+        folder = self.layout.simulation_folder(self.simulation.split, self.simulation.simulation)
+        try:
+            remove_stale_temporaries(folder)
+        except OSError as error:
+            raise OutputError(f"Cannot write to {folder}: {error.strerror or error}.") from error
 
     def _fill(
         self,
@@ -340,7 +373,13 @@ class _SimulationJob:
             rotation=target.rotation_matrix(self.config),
         )
         path = self.layout.sample_path(self.simulation.split, target.simulation, target.halo, target.rotation)
-        written = write_sample(path, sample)
+        try:
+            written = write_sample(path, sample)
+        except OSError as error:
+            raise OutputError(
+                f"Cannot write the sample {path}: {error.strerror or error}. What was recorded before stays; mend this "
+                "and run again."
+            ) from error
         return SampleRecord(
             sample_id=target.sample_id,
             path=self.layout.relative(path),
@@ -422,11 +461,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.watch_stdin and comm.rank == 0:
             watch_standard_input()
         plan = BlockPlan.from_json(options.plan.read_text(encoding="utf-8"))
-        project_block(comm, plan, print_progress, on_result=save)
-    except BindDataError as error:
-        # Raised on all ranks together: one of them says it.
+        results = project_block(comm, plan, print_progress, on_result=save)
+        errors = comm.bcast([f"{result.simulation}: {result.error}" for result in results if result.error])
+    except BindDataError as error:  # on all ranks together
+        errors = [f"{type(error).__name__}: {error}"]
+    if errors:
         if comm.rank == 0:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            print("\n".join(errors), file=sys.stderr, flush=True)
         sys.exit(1)
 
 

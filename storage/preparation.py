@@ -1,0 +1,49 @@
+"""What a run makes sure of before it begins: paths that stay valid, and a root that can be written to."""
+
+import os
+from pathlib import Path
+
+from bind_core.config import DatasetConfig
+from bind_core.errors import ConfigurationError
+from storage.files import StorageFullError, remove_stale_temporaries, write_bytes
+
+PATH_SETTINGS = ("dmo_base", "hydro_base", "catalogue_base", "parameter_file", "output_root")
+
+_PROBE = ".writable"
+
+
+def with_absolute_paths(config: DatasetConfig) -> DatasetConfig:
+    """Return a configuration that means the same in any current folder, as the recorded one must."""
+    paths = {name: path.absolute() for name in PATH_SETTINGS if (path := getattr(config, name)) is not None}
+    return config.model_copy(update=paths)
+
+
+def prepare_root(root: Path) -> None:
+    """Make the root of a data set, remove what killed runs left half written in it, and try to write there.
+
+    A run that cannot keep its results had better end before it has read anything.
+
+    Raises
+    ------
+    ConfigurationError
+        If the folder cannot be made or written to.
+    StorageFullError
+        If the disk or the quota is full.
+    """
+    probe = root / _PROBE
+    try:
+        remove_stale_temporaries(root)
+        write_bytes(probe, b"")
+        probe.unlink(missing_ok=True)
+    except StorageFullError:
+        raise
+    except OSError as error:
+        raise ConfigurationError(
+            f"output_root: cannot write to the folder {root}: {error.strerror or error}. Give a folder that can be "
+            "made and written to."
+        ) from error
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a path is a folder; unlike `Path.is_dir`, False where the folder that holds it cannot be entered."""
+    return os.path.isdir(path)  # noqa: PTH112
