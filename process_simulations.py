@@ -196,23 +196,20 @@ class BatchRun:
             for number, block in enumerate(workload.blocks(self.config.simulations_per_block)):
                 screened = screen_block(block, self.config, table)
                 plan = plan_block(screened, self.config, self.run_id, number)
-                results, error = self._project(plan, progress)
-                outcomes = block_outcomes(self.layout, screened, plan, results, error)
+                results = self._project(plan, progress)
+                outcomes = block_outcomes(self.layout, screened, plan, results)
                 commit_outcomes(manifest, self.config, outcomes, self.run_id)
                 for outcome in outcomes:
                     made[outcome.work.files.name] = len(outcome.samples)
                     progress.finish_simulation(outcome.work.files.name, len(outcome.work.missing))
         return made
 
-    def _project(self, plan: BlockPlan | None, progress: RunProgress) -> tuple[dict[str, SimulationResult], str]:
+    def _project(self, plan: BlockPlan | None, progress: RunProgress) -> dict[str, SimulationResult]:
         if plan is None:
-            return {}, ""
+            return {}
         self.comm.bcast(plan)
-        try:
-            results = project_block(self.comm, plan, progress.report)
-        except BindDataError as error:
-            return {}, str(error)
-        return {result.simulation: result for result in results}, ""
+        # What it raises is no simulation's fault: the run ends, and no failures are recorded.
+        return {result.simulation: result for result in project_block(self.comm, plan, progress.report)}
 
     def _print_plan(self, workload: Workload, skipped: tuple[str, ...]) -> bool:
         self.console.print(f"Plan for {self.layout.root} (nothing is done):", soft_wrap=True, highlight=False)
@@ -248,7 +245,7 @@ def follow(comm: MPI.Intracomm) -> None:
         try:
             project_block(comm, plan, _say_nothing)
         except BindDataError:
-            continue  # raised on all ranks together; rank 0 records it
+            continue  # raised on all ranks together; rank 0 says it and ends the run
 
 
 def _say_nothing(progress: Progress) -> None:

@@ -74,6 +74,8 @@ class Launcher(Protocol):
             If it was ended because `should_stop` said so.
         LauncherMissingError
             If it cannot be started.
+        Exception
+            Whatever `on_line` or `should_stop` raises, after the job was ended.
         """
 
 
@@ -92,29 +94,35 @@ class MpiexecLauncher:
         # Without `-m mpi4py`, an exception on one rank leaves the others waiting for it.
         program = [sys.executable, "-m", "mpi4py", "-m", module, *arguments]
         command = [str(mpiexec()), "-n", str(ranks), *program]
-        process = subprocess.Popen(
-            command,
-            env=without_mpi_variables(os.environ),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
+        try:
+            process = subprocess.Popen(
+                command,
+                env=without_mpi_variables(os.environ),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise LauncherMissingError(f"Cannot start {command[0]}: {error.strerror or error}.") from error
         last_errors: deque[str] = deque(maxlen=_KEPT_LINES)
+        failures: list[Exception] = []
         readers = [
-            threading.Thread(target=_read_lines, args=(process.stdout, on_line), daemon=True),
-            threading.Thread(target=_read_lines, args=(process.stderr, last_errors.append), daemon=True),
+            threading.Thread(target=_read_lines, args=(process.stdout, on_line, failures), daemon=True),
+            threading.Thread(target=_read_lines, args=(process.stderr, last_errors.append, failures), daemon=True),
         ]
         for reader in readers:
             reader.start()
         try:
-            stopped = _wait(process, should_stop)
+            stopped = _wait(process, lambda: bool(failures) or should_stop())
         finally:
             _end(process)
         for reader in readers:
             reader.join()
+        if failures:
+            raise failures[0]
         if stopped:
             raise JobStoppedError(f"The MPI job `{' '.join(command)}` was ended before it was done.")
         if process.returncode != 0:
@@ -170,11 +178,18 @@ def ranks_asked_for(environment: Mapping[str, str], found: int) -> int:
     return found
 
 
-def _read_lines(stream: IO[str] | None, take: Callable[[str], None]) -> None:
-    if stream is not None:
-        with stream:
-            for line in stream:
+def _read_lines(stream: IO[str] | None, take: Callable[[str], None], failures: list[Exception]) -> None:
+    """Hand lines on until one is refused; read on to the end even then, or the job would wait for its reader."""
+    if stream is None:
+        return
+    with stream:
+        for line in stream:
+            if failures:
+                continue
+            try:
                 take(line.rstrip("\n"))
+            except Exception as error:
+                failures.append(error)
 
 
 def _wait(process: subprocess.Popen[str], should_stop: Callable[[], bool]) -> bool:

@@ -28,10 +28,11 @@ from numpy.typing import NDArray
 
 from bind_core.config import DatasetConfig
 from bind_core.content import ContentCheck
-from bind_core.errors import BindDataError, SnapshotError
+from bind_core.errors import BindDataError, ProjectionError, SnapshotError
 from bind_core.findings import Finding, blocks
 from bind_core.mesh import ParticleMesh, cell_counts, cells_per_side_for, scatter
 from bind_core.plan import BlockPlan, SimulationPlan, Target
+from bind_core.projection import ProjectionError as BackendError
 from bind_core.sample import TARGET_CHANNELS, Sample, input_maps, target_map
 from bind_core.snapshot import (
     Component,
@@ -92,7 +93,7 @@ def project_block(
     Raises
     ------
     BindDataError
-        If `on_result` does.
+        If `on_result` does, or if the backend cannot be used at all.
     """
     node = _node_of(comm, ranks_per_node)
     leaders = comm.Split(0 if node.rank == 0 else MPI.UNDEFINED, comm.rank)
@@ -151,13 +152,25 @@ def _node_of(comm: MPI.Intracomm, ranks_per_node: int | None) -> MPI.Intracomm:
 
 def _compile_once(node: MPI.Intracomm, config: DatasetConfig) -> None:
     """Let one rank compile the kernels, so that the others find them in the cache."""
-    if node.rank == 0:
+
+    def compile_them() -> None:
         positions = np.zeros((1, 3), dtype=np.float32)
         for masses in (1.0, np.ones(1, dtype=np.float32)):
             particles = ParticleMesh.build(positions, masses, config.depth)
-            input_maps(particles, np.zeros(3), np.eye(3), config.windows, config.backend)
-            target_map(particles, np.zeros(3), np.eye(3), config.windows, config.backend)
-    node.Barrier()
+            with _backend_errors_as_ours():
+                input_maps(particles, np.zeros(3), np.eye(3), config.windows, config.backend)
+                target_map(particles, np.zeros(3), np.eye(3), config.windows, config.backend)
+
+    together(node, compile_them if node.rank == 0 else lambda: None)
+
+
+@contextmanager
+def _backend_errors_as_ours() -> Iterator[None]:
+    """Let the failure of a backend end the work on all ranks in an orderly way, as errors of ours do."""
+    try:
+        yield
+    except BackendError as error:
+        raise ProjectionError(str(error)) from error
 
 
 def _project_simulation(
@@ -336,11 +349,12 @@ class _SimulationJob:
                 target = targets[index]
                 center = np.array(target.halo_center)
                 rotation = target.rotation_matrix(self.config)
-                if component is Component.DMO:
-                    maps[index, :context_end] = input_maps(particles, center, rotation, windows, backend)
-                else:
-                    channel = context_end + _TARGET_COMPONENTS.index(component)
-                    maps[index, channel] = target_map(particles, center, rotation, windows, backend)
+                with _backend_errors_as_ours():
+                    if component is Component.DMO:
+                        maps[index, :context_end] = input_maps(particles, center, rotation, windows, backend)
+                    else:
+                        channel = context_end + _TARGET_COMPONENTS.index(component)
+                        maps[index, channel] = target_map(particles, center, rotation, windows, backend)
                 self._report(component.value, index + 1, len(targets))
 
         with dealt_out(self.node, len(targets)) as indices:
