@@ -5,6 +5,8 @@ Prefect is imported by the commands that run flows only, so that the others answ
 
 import json
 import os
+import re
+import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -124,26 +126,33 @@ def mock(
             _out.print(f"  {member.value}")
         return
     with _errors_explained():
-        suite = write_mock_suite(
-            out,
-            simulations=sims,
-            particles_per_side=particles,
-            seed=seed,
-            box_size=box_size,
-            set_name=set_name,
-            halos_per_simulation=halos,
-            defects=_defects(defect or []),
-            progress=None if as_json else _out.print,
-        )
+        try:
+            suite = write_mock_suite(
+                out,
+                simulations=sims,
+                particles_per_side=particles,
+                seed=seed,
+                box_size=box_size,
+                set_name=set_name,
+                halos_per_simulation=halos,
+                defects=_defects(defect or []),
+                progress=None if as_json else _out.print,
+            )
+        except ValueError as error:
+            raise ConfigurationError(f"Cannot write such a suite: {error}") from error
     if as_json:
         bases = {name: str(getattr(suite, name)) for name in (*_BASES, "parameter_file")}
         _print_json(bases | {"simulations": list(suite.names)})
         return
     _out.print(f"{len(suite.names)} simulations in {out}. To make a data set of them:")
-    _out.print(
-        f"  bind-data generate --dmo-base {suite.dmo_base} --hydro-base {suite.hydro_base} "
-        f"--catalogue-base {suite.catalogue_base} --set {set_name} --dataset {out / 'dataset'}"
-    )
+    places = {
+        "--dmo-base": suite.dmo_base,
+        "--hydro-base": suite.hydro_base,
+        "--catalogue-base": suite.catalogue_base,
+        "--dataset": out / "dataset",
+    }
+    flags = [f"{flag} {shlex.quote(str(path))}" for flag, path in places.items()]
+    _out.print(f"  bind-data generate {' '.join(flags)} --set {set_name}", markup=False)
 
 
 @app.command()
@@ -164,6 +173,7 @@ def config(
 
 @app.command()
 def generate(
+    context: typer.Context,
     dataset: DatasetOption = Path(),
     config_file: ConfigOption = None,
     dmo_base: DmoOption = None,
@@ -187,11 +197,21 @@ def generate(
     """
     with _errors_explained():
         settings = _settings(
-            dataset, config_file, dmo_base, hydro_base, catalogue_base, param_file, set_name, option, ranks=ranks
+            context,
+            dataset,
+            config_file,
+            dmo_base,
+            hydro_base,
+            catalogue_base,
+            param_file,
+            set_name,
+            option,
+            ranks=ranks,
         )
+        chosen = _configuration(settings)
         if rotations is not None:
-            settings["strata"] = [stratum | {"rotations": rotations} for stratum in settings.get("strata") or [{}]]
-        chosen = DatasetConfig.from_values(settings, source="The settings given")
+            strata = [stratum.model_dump() | {"rotations": rotations} for stratum in chosen.strata]
+            chosen = _configuration(settings | {"strata": strata})
         if dry_run:
             sys.exit(_print_workload(chosen, simulation, as_json))
         _prepare_prefect(verbose)
@@ -211,6 +231,7 @@ def generate(
 
 @app.command()
 def validate(
+    context: typer.Context,
     dataset: DatasetOption = Path(),
     config_file: ConfigOption = None,
     dmo_base: DmoOption = None,
@@ -229,9 +250,18 @@ def validate(
 
     with _errors_explained():
         settings = _settings(
-            dataset, config_file, dmo_base, hydro_base, catalogue_base, param_file, set_name, option, ranks=None
+            context,
+            dataset,
+            config_file,
+            dmo_base,
+            hydro_base,
+            catalogue_base,
+            param_file,
+            set_name,
+            option,
+            ranks=None,
         )
-        chosen = DatasetConfig.from_values(settings, source="The settings given")
+        chosen = _configuration(settings)
         table = read_parameter_table(find_parameter_file(chosen))
         reports = []
         for name in simulation or discover_simulations(chosen):
@@ -265,14 +295,18 @@ def status(dataset: DatasetOption = Path(), as_json: JsonOption = False) -> None
         from storage.manifest import Manifest, layout_at
         from storage.summary import summarise
         from storage.summary_table import print_summary
-        from storage.workload import plan_workload, recorded_statuses
+        from storage.workload import compare, recorded_statuses
 
         chosen = _recorded(dataset)
         manifest = Manifest(layout_at(dataset))
-        from bind_core.suite import discover_simulations
+        names = set(recorded_statuses(manifest))
+        try:
+            from bind_core.suite import discover_simulations
 
-        names = {*recorded_statuses(manifest), *discover_simulations(chosen)}
-        summary = summarise(manifest, plan_workload(chosen, manifest, sorted(names)), "", {})
+            names.update(discover_simulations(chosen))
+        except ConfigurationError as error:  # the data set can be asked about all the same
+            _err.print(f"[yellow]The suite is out of reach. {escape(str(error))}[/yellow]")
+        summary = summarise(manifest, compare(chosen, manifest, sorted(names)), "", {})
     if as_json:
         _print_json({"ok": summary.ok, "simulations": [s.as_row() for s in summary.simulations]})
     else:
@@ -369,6 +403,7 @@ def main() -> None:
 
 
 def _settings(
+    context: typer.Context,
     dataset: Path,
     config_file: Path | None,
     dmo_base: Path | None,
@@ -379,7 +414,7 @@ def _settings(
     options: list[str] | None,
     ranks: int | None,
 ) -> dict[str, Any]:
-    """Gather settings: of the file, else of the data set; then of flags and environment; then of --option."""
+    """Gather settings: flags before a --config file before the environment before the data set's own file."""
     own = dataset / "dataset.yaml"
     values: dict[str, Any] = {}
     if config_file is not None:
@@ -394,14 +429,19 @@ def _settings(
         "set_name": set_name,
         "ranks": ranks,
     }
-    values |= {name: value for name, value in given.items() if value is not None}
-    if config_file is None or dataset != Path() or "output_root" not in values:
+    in_file = values if config_file is not None else {}
+    values |= {
+        name: value
+        for name, value in given.items()
+        if value is not None and not (in_file.get(name) is not None and _given_by(context, name) == "ENVIRONMENT")
+    }
+    if in_file.get("output_root") is None or _given_by(context, "dataset") == "COMMANDLINE":
         values["output_root"] = dataset
     for text in options or []:
         name, separator, value = text.partition("=")
         if not separator:
             raise ConfigurationError(f"--option {text}: expected NAME=VALUE, e.g. --option resolution=64.")
-        values[name.strip()] = yaml.safe_load(value)
+        values[name.strip()] = _setting(text, value)
     missing = [
         f"  {name}: give {flag}, set {variable}, or name it in a --config file"
         for name, (flag, variable) in _BASES.items()
@@ -410,6 +450,27 @@ def _settings(
     if missing:
         raise ConfigurationError("Folders of the suite that are not given:\n" + "\n".join(missing))
     return values
+
+
+def _configuration(settings: dict[str, Any]) -> DatasetConfig:
+    from storage.preparation import with_absolute_paths
+
+    return with_absolute_paths(DatasetConfig.from_values(settings, source="The settings given"))
+
+
+def _setting(option: str, value: str) -> Any:
+    if re.fullmatch(r"[-+]?0[0-9]+", value.strip()):
+        return value.strip()  # snapshot 033, which YAML takes for an octal number
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"--option {option}: the value is not valid YAML: {error}") from error
+
+
+def _given_by(context: typer.Context, setting: str) -> str:
+    """Return who gave a setting: COMMANDLINE, ENVIRONMENT, DEFAULT."""
+    source = context.get_parameter_source({"parameter_file": "param_file"}.get(setting, setting))
+    return "" if source is None else source.name
 
 
 def _recorded(dataset: Path) -> DatasetConfig:
@@ -492,12 +553,14 @@ class _errors_explained:  # noqa: N801
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, BindDataError):
-            _fail(error)
+            _fail(f"{type(error).__name__}: {error}")
+        if isinstance(error, OSError) and error.filename is not None:
+            _fail(f"{error.filename}: {error.strerror}")
         if isinstance(error, KeyboardInterrupt):
             _err.print("[red]Interrupted. What was committed stays; run the same command again to go on.[/red]")
             sys.exit(130)
 
 
-def _fail(error: BindDataError) -> NoReturn:
-    _err.print(f"[red]{type(error).__name__}: {escape(str(error))}[/red]")
+def _fail(message: str) -> NoReturn:
+    _err.print(f"[red]{escape(message)}[/red]")
     sys.exit(1)

@@ -10,6 +10,7 @@ from flows.generate import run_summary
 from storage.layout import DatasetLayout
 from storage.manifest import Manifest
 from storage.mock_suite import write_mock_suite
+from storage.preparation import with_absolute_paths
 from storage.summary_table import print_summary
 
 _SIMULATIONS = 4
@@ -31,14 +32,16 @@ def run_demo(folder: Path, console: Console) -> int:
     suite = write_mock_suite(
         suite_folder, simulations=_SIMULATIONS, particles_per_side=_PARTICLES_PER_SIDE, progress=console.print
     )
-    config = DatasetConfig(
-        dmo_base=suite.dmo_base,
-        hydro_base=suite.hydro_base,
-        catalogue_base=suite.catalogue_base,
-        parameter_file=suite.parameter_file,
-        output_root=root,
-        simulations_per_block=2,
-        test_fraction=_TEST_FRACTION,
+    config = with_absolute_paths(
+        DatasetConfig(
+            dmo_base=suite.dmo_base,
+            hydro_base=suite.hydro_base,
+            catalogue_base=suite.catalogue_base,
+            parameter_file=suite.parameter_file,
+            output_root=root,
+            simulations_per_block=2,
+            test_fraction=_TEST_FRACTION,
+        )
     )
     console.print("[bold]2. The main flow[/bold] on an embedded Prefect server (it takes some seconds to start)")
     summary = run_summary(config)

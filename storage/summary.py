@@ -22,7 +22,7 @@ class SimulationSummary:
     split: str
     """Empty where no attempt has been recorded."""
     planned: int
-    """Samples that the configuration asks for; 0 where the catalogue cannot be read."""
+    """Samples that the configuration asks for; where the catalogue cannot be read, those that exist."""
     committed: int
     """Those of them that exist; where the catalogue cannot be read, all that the last attempt knew of."""
     made: int
@@ -124,7 +124,7 @@ def summarise(
                 simulation=work.files.name,
                 status=status,
                 split="" if row is None else row["split"],
-                planned=len(work.predicted),
+                planned=max(len(work.predicted), exist),
                 committed=exist,
                 made=made.get(work.files.name, 0),
                 findings=tuple(
