@@ -8,6 +8,8 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -33,6 +35,7 @@ _out = Console(highlight=False, soft_wrap=True)
 _err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 _SUITE = "The suite"
+_SET_NAME = r"[A-Za-z0-9][A-Za-z0-9+\-]*"
 _BASES = {
     "dmo_base": ("--dmo-base", "BIND_NBODY_BASE"),
     "hydro_base": ("--hydro-base", "BIND_HYDRO_BASE"),
@@ -72,7 +75,7 @@ ParameterOption = Annotated[
     typer.Option(
         "--param-file",
         envvar="BIND_PARAM_FILE",
-        help="Parameter table; by default CosmoAstroSeed_*<set>*.txt beside or in the folders above.",
+        help="Parameter table; by default `CosmoAstroSeed_*<set>*.txt` beside or in the folders above.",
         rich_help_panel=_SUITE,
     ),
 ]
@@ -126,6 +129,8 @@ def mock(
             _out.print(f"  {member.value}")
         return
     with _errors_explained():
+        if not re.fullmatch(_SET_NAME, set_name):
+            raise ConfigurationError(f"--set {set_name}: expected a name such as SB35: letters, digits, + and -.")
         try:
             suite = write_mock_suite(
                 out,
@@ -335,27 +340,30 @@ def query(
     (the newest attempt at each). Nothing can be changed or read beside them.
     """
     with _errors_explained():
+        from flows.answers import answer_as_csv, answer_as_json
         from storage.manifest import layout_at
         from storage.queries import query as answer
 
         frame = answer(layout_at(dataset), sql)
-    if as_json or as_format is TableFormat.JSON:
-        sys.stdout.write(frame.write_json() + "\n")
-    elif as_format is TableFormat.CSV:
-        sys.stdout.write(frame.write_csv())
-    else:
-        table = Table(*frame.columns)
-        for row in frame.iter_rows():
-            table.add_row(*(escape(_cell(value)) for value in row))
-        _out.print(table)
-        _out.print(f"{frame.height:,} rows")
+        if as_json or as_format is TableFormat.JSON:
+            sys.stdout.write(answer_as_json(frame))
+        elif as_format is TableFormat.CSV:
+            sys.stdout.write(answer_as_csv(frame))
+        else:
+            table = Table()
+            for column in frame.columns:
+                table.add_column(escape(column), overflow="fold")  # a path that is cut short leads nowhere
+            for row in frame.iter_rows():
+                table.add_row(*(escape(_cell(value)) for value in row))
+            _out.print(table)
+            _out.print(_counted(frame.height, "row"))
 
 
 @app.command()
 def show(
     sample: Annotated[str, typer.Argument(help="Id of the sample (SB35_0_halo_3_rot_1), or its file.")],
     dataset: DatasetOption = Path(),
-    output: Annotated[Path | None, typer.Option(help="Picture to write; by default <sample>.png here.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Picture to write; by default `<sample>.png` here.")] = None,
 ) -> None:
     """Draw all maps of one sample: condition, targets and context, as PNG."""
     with _errors_explained():
@@ -365,7 +373,8 @@ def show(
 
         name, picture = sheet_of_sample(layout_at(dataset), sample)
         path = output or Path(f"{name}.png")
-        write_bytes(path, picture)
+        with _writing(path):
+            write_bytes(path, picture)
     _out.print(str(path))
 
 
@@ -384,7 +393,9 @@ def normalize(
 
         layout = layout_at(dataset)
         stats = compute_statistics(layout, version=version, threads=threads)
-        files = write_statistics(stats, output or layout.statistics_folder)
+        folder = output or layout.statistics_folder
+        with _writing(folder):
+            files = write_statistics(stats, folder)
     if as_json:
         _print_json({"files": [str(file) for file in files], "n_samples": stats.n_samples, "maps": stats.as_rows()})
         return
@@ -508,7 +519,9 @@ def _print_workload(chosen: DatasetConfig, simulations: list[str] | None, as_jso
         table.add_row(work.files.name, work.reason.value, f"{len(work.predicted):,}", f"{len(work.missing):,}")
     _out.print(table)
     blocks = workload.blocks(chosen.simulations_per_block)
-    _out.print(f"{workload.samples:,} samples to be made in {len(blocks):,} blocks. Nothing was done.")
+    _out.print(
+        f"{_counted(workload.samples, 'sample')} to be made in {_counted(len(blocks), 'block')}. Nothing was done."
+    )
     return 0
 
 
@@ -542,7 +555,22 @@ def _print_json(value: Any) -> None:
 
 
 def _cell(value: object) -> str:
+    if value is None:
+        return ""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Name the path that the user gave where it cannot be written, and not the temporary file beside it."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigurationError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
 class _errors_explained:  # noqa: N801

@@ -2,6 +2,7 @@
 
 import json
 import secrets
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -15,8 +16,8 @@ from bind_core.findings import Finding, blocks
 from bind_core.plan import SimulationPlan, Target
 from bind_core.rotations import matrix_quaternion
 from bind_core.splits import split_of
-from storage.manifest import Manifest
-from storage.schemas import SimulationStatus
+from storage.manifest import Manifest, table_rows
+from storage.schemas import SampleRow, SimulationStatus
 from storage.workload import Reason, SimulationWork
 
 
@@ -167,8 +168,8 @@ def _sample_row(target: Target, record: SampleRecord, plan: SimulationPlan, conf
 
 
 def _committed_counts(manifest: Manifest) -> dict[str, int]:
-    counts = manifest.samples().group_by("simulation").len()
-    return dict(zip(counts["simulation"].to_list(), counts["len"].to_list(), strict=True))
+    simulations = table_rows(manifest.layout.samples_table, SampleRow).to_table(columns=["simulation"])
+    return Counter(simulations["simulation"].to_pylist())
 
 
 def _halos(work: SimulationWork) -> int | None:

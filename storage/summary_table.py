@@ -6,7 +6,7 @@ from rich.table import Table
 
 from bind_core.findings import Severity
 from storage.schemas import SimulationStatus
-from storage.summary import RunSummary
+from storage.summary import RunSummary, SimulationSummary
 
 _STYLES = {
     SimulationStatus.COMPLETE: "green",
@@ -18,6 +18,9 @@ _STYLES = {
     SimulationStatus.STALE: "yellow",
 }
 _MOST_ROWS = 60
+_MOST_MESSAGES = 40
+"""Errors that are printed, and warnings; a suite with another unit has thousands."""
+_EVERYTHING = "bind-data status --json"
 
 
 def print_summary(summary: RunSummary, console: Console) -> None:
@@ -40,23 +43,35 @@ def print_summary(summary: RunSummary, console: Console) -> None:
                 f"{simulation.made:,}",
             )
         console.print(table)
-    for simulation in summary.unsettled:
-        errors = [finding for finding in simulation.findings if finding.severity is Severity.ERROR]
-        for finding in errors:
-            console.print(f"[red]{escape(finding.message)}[/red]", soft_wrap=True, highlight=False)
-        if not errors and simulation.message:
-            console.print(
-                f"[red]{simulation.simulation}: {escape(simulation.message)}[/red]", soft_wrap=True, highlight=False
-            )
-    for simulation in summary.simulations:
-        for finding in simulation.findings:
-            if finding.severity is Severity.WARNING:
-                console.print(f"[yellow]warning: {escape(finding.message)}[/yellow]", soft_wrap=True, highlight=False)
+        unlisted = len(summary.simulations if shown is summary.simulations else summary.unsettled) - len(shown)
+        if unlisted:
+            _say(console, f"… and {unlisted:,} more that need attention: {_EVERYTHING}", "yellow")
+    _say_all(console, [error for simulation in summary.unsettled for error in _errors(simulation)], "red")
+    _say_all(console, [warning for simulation in summary.simulations for warning in _warnings(simulation)], "yellow")
     if summary.skipped:
-        console.print(
-            f"Skipped {len(summary.skipped)} simulations that do not exist: {', '.join(summary.skipped)}",
-            soft_wrap=True,
-            highlight=False,
-        )
+        named, more = summary.skipped[:_MOST_ROWS], len(summary.skipped) - _MOST_ROWS
+        others = f" and {more:,} more" if more > 0 else ""
+        _say(console, f"Skipped {len(summary.skipped):,} simulations that do not exist: {', '.join(named)}{others}")
     headline = summary.headline[0].upper() + summary.headline[1:] + "."
-    console.print(escape(headline), soft_wrap=True, highlight=False)
+    _say(console, headline)
+
+
+def _errors(simulation: SimulationSummary) -> list[str]:
+    errors = [finding.message for finding in simulation.findings if finding.severity is Severity.ERROR]
+    return errors or ([f"{simulation.simulation}: {simulation.message}"] if simulation.message else [])
+
+
+def _warnings(simulation: SimulationSummary) -> list[str]:
+    return [f"warning: {finding.message}" for finding in simulation.findings if finding.severity is Severity.WARNING]
+
+
+def _say_all(console: Console, messages: list[str], colour: str) -> None:
+    for message in messages[:_MOST_MESSAGES]:
+        _say(console, message, colour)
+    if len(messages) > _MOST_MESSAGES:
+        _say(console, f"… and {len(messages) - _MOST_MESSAGES:,} more: {_EVERYTHING}", colour)
+
+
+def _say(console: Console, message: str, colour: str = "") -> None:
+    text = f"[{colour}]{escape(message)}[/{colour}]" if colour else escape(message)
+    console.print(text, soft_wrap=True, highlight=False)
