@@ -127,8 +127,10 @@ def _verified(layout: DatasetLayout, result: SimulationResult) -> tuple[tuple[Sa
             problems.append(
                 f"{path} should have {record.bytes} bytes and SHA-256 {record.sha256}, found {found[0]} and {found[1]}"
             )
-    summary = f"{len(problems)} samples are not as they were written: {problems[0]}" if problems else ""
-    return tuple(good), summary
+    if not problems:
+        return tuple(good), ""
+    how_many = f"{len(problems)} samples are not as they were" if len(problems) > 1 else "1 sample is not as it was"
+    return tuple(good), f"{how_many} written: {problems[0]}"
 
 
 def _described(files: SimulationFiles) -> str:
