@@ -219,6 +219,7 @@ def generate(
             chosen = _configuration(settings | {"strata": strata})
         if dry_run:
             sys.exit(_print_workload(chosen, simulation, as_json))
+        _refuse_early(chosen, simulation or [])
         _prepare_prefect(verbose)
         from flows.generate import run_summary
 
@@ -492,6 +493,18 @@ def _recorded(dataset: Path) -> DatasetConfig:
     if recorded is None:
         raise ConfigurationError(f"There is no data set in {dataset}.")
     return recorded.model_copy(update={"output_root": dataset})
+
+
+def _refuse_early(chosen: DatasetConfig, simulations: list[str]) -> None:
+    """Raise what the flow would refuse anyway, before a server is started for it."""
+    from bind_core.suite import discover_simulations, find_simulation
+    from storage.layout import DatasetLayout
+    from storage.manifest import open_dataset
+
+    open_dataset(DatasetLayout(chosen.output_root, chosen.set_name), chosen)
+    discover_simulations(chosen)
+    for name in simulations:
+        find_simulation(name, chosen)
 
 
 def _print_workload(chosen: DatasetConfig, simulations: list[str] | None, as_json: bool) -> int:

@@ -1,9 +1,11 @@
 """The demo: a mock suite, a data set, and what to do with it."""
 
+import shlex
 from pathlib import Path
 
 import polars as pl
 from rich.console import Console
+from rich.markup import escape
 
 from bind_core.config import DatasetConfig
 from flows.generate import run_summary
@@ -52,22 +54,24 @@ def run_demo(folder: Path, console: Console) -> int:
         return 1
     splits = ", ".join(f"{count} {split}" for split, count in sorted(samples["split"].value_counts().iter_rows()))
     heaviest = samples.sort("halo_mass", descending=True)["sample_id"][0]
+    here = escape(shlex.quote(str(root)))
     size = samples.select(pl.col("bytes").sum()).item() / 1e6
     lines = [
         "",
         "[bold]What was made[/bold]",
-        f"  {root}/train, {root}/test: {samples.height} samples ({splits}), {size:.0f} MB",
-        f"  {layout.contact_sheet_file}: what they look like",
-        f"  {root}/manifest: which samples exist, and all that is known of them",
-        f"  {layout.configuration_file}: the configuration",
+        f"  {escape(str(root))}/train, {escape(str(root))}/test: {samples.height} samples ({splits}), {size:.0f} MB",
+        f"  {escape(str(layout.contact_sheet_file))}: what they look like",
+        f"  {escape(str(root))}/manifest: which samples exist, and all that is known of them",
+        f"  {escape(str(layout.configuration_file))}: the configuration",
         "",
         "[bold]What to try next[/bold] (after `source .venv/bin/activate`)",
-        f"  bind-data status --dataset {root}",
-        f'  bind-data query --dataset {root} "{_QUESTION}"',
-        f"  bind-data show {heaviest} --dataset {root}",
-        f"  bind-data normalize --dataset {root}",
-        f"  bind-data generate --dataset {root} --rotations 12   # makes only what is missing",
-        f"  bind-data mock {suite_folder} --sims {_SIMULATIONS + 1} && bind-data generate --dataset {root}",
+        f"  bind-data status --dataset {here}",
+        f'  bind-data query --dataset {here} "{_QUESTION}"',
+        f"  bind-data show {heaviest} --dataset {here}",
+        f"  bind-data normalize --dataset {here}",
+        f"  bind-data generate --dataset {here} --rotations 12   # makes only what is missing",
+        f"  bind-data mock {escape(shlex.quote(str(suite_folder)))} --sims {_SIMULATIONS + 1} && "
+        f"bind-data generate --dataset {here}",
     ]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
