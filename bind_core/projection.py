@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from bind_core.errors import ProjectionError
 from bind_core.kernels import deposit_window
 from bind_core.mesh import ParticleMesh
 from bind_core.windows import Windows, block_mean, block_sum, central_crop
@@ -30,10 +31,6 @@ class Backend(StrEnum):
     """The field's reference cloud-in-cell code, on explicitly tiled and rotated particles."""
     REFERENCE = "reference"
     """Double-precision numpy, written to be obviously right: what the others are tested against."""
-
-
-class ProjectionError(RuntimeError):
-    """A backend cannot run, or returned something that cannot be right."""
 
 
 def project_native(

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
+from bind_core.errors import ProjectionError
 from bind_core.mesh import ParticleMesh
-from bind_core.projection import Backend, ProjectionError, largest_deviation, project_all, project_native
+from bind_core.projection import Backend, largest_deviation, project_all, project_native
 from bind_core.windows import Windows, block_mean, central_crop
 
 BOX = 50.0
