@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 import yaml
@@ -22,6 +22,9 @@ from rich.table import Table
 
 from bind_core.config import DatasetConfig, read_yaml_mapping
 from bind_core.errors import BindDataError, ConfigurationError
+
+if TYPE_CHECKING:
+    import polars as pl
 
 app = typer.Typer(
     help="Turn pairs of cosmological simulations (dark matter only, and hydrodynamic) into the training set of BIND.",
@@ -35,6 +38,8 @@ _out = Console(highlight=False, soft_wrap=True)
 _err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 _SUITE = "The suite"
+_NARROWEST_COLUMN = 12
+"""Characters per column, frame included, below which a table cannot be read."""
 _SET_NAME = r"[A-Za-z0-9][A-Za-z0-9+\-]*"
 _BASES = {
     "dmo_base": ("--dmo-base", "BIND_NBODY_BASE"),
@@ -351,12 +356,7 @@ def query(
         elif as_format is TableFormat.CSV:
             sys.stdout.write(answer_as_csv(frame))
         else:
-            table = Table()
-            for column in frame.columns:
-                table.add_column(escape(column), overflow="fold")  # a path that is cut short leads nowhere
-            for row in frame.iter_rows():
-                table.add_row(*(escape(_cell(value)) for value in row))
-            _out.print(table)
+            _print_rows(frame)
             _out.print(_counted(frame.height, "row"))
 
 
@@ -565,6 +565,24 @@ def _prepare_prefect(verbose: bool) -> None:
 
 def _print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def _print_rows(frame: "pl.DataFrame") -> None:
+    """Print an answer as a table, or row by row where a table would have no room for what is in its cells."""
+    rows = ([escape(_cell(value)) for value in row] for row in frame.iter_rows())
+    if frame.width * _NARROWEST_COLUMN <= _out.width:
+        table = Table()
+        for column in frame.columns:
+            table.add_column(escape(column), overflow="fold")  # a path that is cut short leads nowhere
+        for row in rows:
+            table.add_row(*row)
+        _out.print(table)
+        return
+    indent = max(map(len, frame.columns))
+    for number, row in enumerate(rows, start=1):
+        _out.print(f"[bold]row {number:,}[/bold]")
+        for column, value in zip(frame.columns, row, strict=True):
+            _out.print(f"  {escape(column.ljust(indent))}  {value}".rstrip())
 
 
 def _cell(value: object) -> str:

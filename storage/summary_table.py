@@ -1,5 +1,7 @@
 """How a run's summary looks on a terminal."""
 
+import shlex
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -20,11 +22,11 @@ _STYLES = {
 _MOST_ROWS = 60
 _MOST_MESSAGES = 40
 """Errors that are printed, and warnings; a suite with another unit has thousands."""
-_EVERYTHING = "bind-data status --json"
 
 
 def print_summary(summary: RunSummary, console: Console) -> None:
     """Print a table of the simulations, then why each of those that need attention does."""
+    where_all_is = f"bind-data status --json --dataset {shlex.quote(summary.root)}"
     shown = summary.simulations if len(summary.simulations) <= _MOST_ROWS else summary.unsettled[:_MOST_ROWS]
     if shown:
         table = Table()
@@ -45,9 +47,10 @@ def print_summary(summary: RunSummary, console: Console) -> None:
         console.print(table)
         unlisted = len(summary.simulations if shown is summary.simulations else summary.unsettled) - len(shown)
         if unlisted:
-            _say(console, f"… and {unlisted:,} more that need attention: {_EVERYTHING}", "yellow")
-    _say_all(console, [error for simulation in summary.unsettled for error in _errors(simulation)], "red")
-    _say_all(console, [warning for simulation in summary.simulations for warning in _warnings(simulation)], "yellow")
+            _say(console, f"… and {unlisted:,} more that need attention: {where_all_is}", "yellow")
+    _say_all(console, [error for simulation in summary.unsettled for error in _errors(simulation)], "red", where_all_is)
+    warnings = [warning for simulation in summary.simulations for warning in _warnings(simulation)]
+    _say_all(console, warnings, "yellow", where_all_is)
     if summary.skipped:
         named, more = summary.skipped[:_MOST_ROWS], len(summary.skipped) - _MOST_ROWS
         others = f" and {more:,} more" if more > 0 else ""
@@ -65,11 +68,11 @@ def _warnings(simulation: SimulationSummary) -> list[str]:
     return [f"warning: {finding.message}" for finding in simulation.findings if finding.severity is Severity.WARNING]
 
 
-def _say_all(console: Console, messages: list[str], colour: str) -> None:
+def _say_all(console: Console, messages: list[str], colour: str, where_all_is: str) -> None:
     for message in messages[:_MOST_MESSAGES]:
         _say(console, message, colour)
     if len(messages) > _MOST_MESSAGES:
-        _say(console, f"… and {len(messages) - _MOST_MESSAGES:,} more: {_EVERYTHING}", colour)
+        _say(console, f"… and {len(messages) - _MOST_MESSAGES:,} more: {where_all_is}", colour)
 
 
 def _say(console: Console, message: str, colour: str = "") -> None:

@@ -425,6 +425,17 @@ def test_query_shows_why_a_simulation_is_blocked(ailing: MadeDataset) -> None:
     assert str(ailing.suite.hydro_base) in "".join(cell.strip() for cell in cells)
 
 
+def test_query_of_every_column_can_be_read(sound: MadeDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the columns do not fit the terminal, each row is printed column by column, with nothing cut."""
+    monkeypatch.setenv("COLUMNS", "80")
+    text = fine("query", "SELECT * FROM samples ORDER BY sample_id", "-d", sound.root)
+    (row, *_) = json.loads(fine("query", "SELECT * FROM samples ORDER BY sample_id", "-d", sound.root, "--json"))
+    assert re.search(rf"^  sha256 +{row['sha256']}$", text, re.MULTILINE)
+    assert re.search(rf"^  path +{re.escape(row['path'])}$", text, re.MULTILINE)
+    assert text.splitlines()[0] == "row 1"
+    assert text.splitlines()[-1] == "4 rows"
+
+
 @pytest.mark.parametrize(
     ("sql", "said"),
     [
