@@ -62,25 +62,30 @@ def dealt_out(node: MPI.Intracomm, count: int) -> Iterator[Iterator[int]]:
     if node.size == 1:
         yield iter(range(count))
         return
+    # In shared memory, and not locked for each number: either would wait for rank 0, which is busy projecting.
     itemsize = np.dtype(np.int64).itemsize
-    window = MPI.Win.Allocate(itemsize if node.rank == 0 else 0, itemsize, comm=node)
+    window = MPI.Win.Allocate_shared(itemsize if node.rank == 0 else 0, itemsize, comm=node)
     if node.rank == 0:
-        window.Lock(0)
         np.ndarray(1, dtype=np.int64, buffer=memoryview(window.tomemory()))[0] = 0  # type: ignore[arg-type]
-        window.Unlock(0)
+    window.Lock_all(MPI.MODE_NOCHECK)
+    window.Sync()
     node.Barrier()
+    window.Sync()
 
     def numbers() -> Iterator[int]:
         taken, one = np.empty(1, dtype=np.int64), np.ones(1, dtype=np.int64)
         while True:
-            window.Lock(0)
             window.Fetch_and_op(one, taken, 0)
-            window.Unlock(0)
+            window.Flush(0)
             if taken[0] >= count:
                 return
             yield int(taken[0])
 
-    with _released_together(window.Free):
+    def release() -> None:
+        window.Unlock_all()
+        window.Free()
+
+    with _released_together(release):
         yield numbers()
         node.Barrier()
 
