@@ -24,6 +24,7 @@ from bind_core.config import DatasetConfig
 from bind_core.errors import ConfigurationError
 from flows.cli import app
 from storage.mock_suite import Defect, MockSuite, write_mock_suite
+from storage.summary import RunSummary
 from tasks.launchers import without_mpi_variables
 
 pytestmark = pytest.mark.mpi
@@ -601,6 +602,26 @@ def test_a_flow_that_cannot_start_or_is_interrupted_says_so(
     monkeypatch.setattr("flows.cli._prepare_prefect", lambda verbose: None)
     monkeypatch.setattr("flows.generate.run_summary", run_summary)
     assert said in refused("generate", "-d", sound.root, status=status)
+
+
+def test_the_flow_is_given_absolute_paths(sound: MadeDataset, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative paths of flags, variables and the data set mean the same to whoever reads the configuration later."""
+    given: list[DatasetConfig] = []
+
+    def run_summary(config: DatasetConfig, simulations: list[str] | None) -> RunSummary:
+        given.append(config)
+        return RunSummary("run", str(config.output_root), ())
+
+    monkeypatch.setattr("flows.cli._prepare_prefect", lambda verbose: None)
+    monkeypatch.setattr("flows.generate.run_summary", run_summary)
+    (elsewhere / "suite").symlink_to(sound.suite.dmo_base.parent)
+    monkeypatch.setenv("BIND_NBODY_BASE", "suite/DMO")
+    fine("generate", "--hydro-base", "suite/Hydro", "--catalogue-base", "./suite/FOF", "-d", "out")
+    (config,) = given
+    assert config.dmo_base == elsewhere / "suite" / "DMO"
+    assert config.hydro_base == elsewhere / "suite" / "Hydro"
+    assert config.catalogue_base == elsewhere / "suite" / "FOF"
+    assert config.output_root == elsewhere / "out"
 
 
 def program(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
