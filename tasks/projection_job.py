@@ -28,11 +28,10 @@ from numpy.typing import NDArray
 
 from bind_core.config import DatasetConfig
 from bind_core.content import ContentCheck
-from bind_core.errors import BindDataError, ProjectionError, SnapshotError
+from bind_core.errors import BindDataError, SnapshotError
 from bind_core.findings import Finding, blocks
 from bind_core.mesh import ParticleMesh, cell_counts, cells_per_side_for, scatter
 from bind_core.plan import BlockPlan, SimulationPlan, Target
-from bind_core.projection import ProjectionError as BackendError
 from bind_core.sample import TARGET_CHANNELS, Sample, input_maps, target_map
 from bind_core.snapshot import (
     Component,
@@ -157,20 +156,10 @@ def _compile_once(node: MPI.Intracomm, config: DatasetConfig) -> None:
         positions = np.zeros((1, 3), dtype=np.float32)
         for masses in (1.0, np.ones(1, dtype=np.float32)):
             particles = ParticleMesh.build(positions, masses, config.depth)
-            with _backend_errors_as_ours():
-                input_maps(particles, np.zeros(3), np.eye(3), config.windows, config.backend)
-                target_map(particles, np.zeros(3), np.eye(3), config.windows, config.backend)
+            input_maps(particles, np.zeros(3), np.eye(3), config.windows, config.backend)
+            target_map(particles, np.zeros(3), np.eye(3), config.windows, config.backend)
 
     together(node, compile_them if node.rank == 0 else lambda: None)
-
-
-@contextmanager
-def _backend_errors_as_ours() -> Iterator[None]:
-    """Let the failure of a backend end the work on all ranks in an orderly way, as errors of ours do."""
-    try:
-        yield
-    except BackendError as error:
-        raise ProjectionError(str(error)) from error
 
 
 def _project_simulation(
@@ -349,12 +338,11 @@ class _SimulationJob:
                 target = targets[index]
                 center = np.array(target.halo_center)
                 rotation = target.rotation_matrix(self.config)
-                with _backend_errors_as_ours():
-                    if component is Component.DMO:
-                        maps[index, :context_end] = input_maps(particles, center, rotation, windows, backend)
-                    else:
-                        channel = context_end + _TARGET_COMPONENTS.index(component)
-                        maps[index, channel] = target_map(particles, center, rotation, windows, backend)
+                if component is Component.DMO:
+                    maps[index, :context_end] = input_maps(particles, center, rotation, windows, backend)
+                else:
+                    channel = context_end + _TARGET_COMPONENTS.index(component)
+                    maps[index, channel] = target_map(particles, center, rotation, windows, backend)
                 self._report(component.value, index + 1, len(targets))
 
         with dealt_out(self.node, len(targets)) as indices:

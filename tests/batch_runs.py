@@ -3,11 +3,10 @@
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,9 @@ from tasks.launchers import mpiexec, without_mpi_variables
 
 REPOSITORY = Path(__file__).parents[1]
 PROGRAM = REPOSITORY / "process_simulations.py"
+MPIEXEC = mpiexec()
 TIMEOUT = 120
 """Seconds after which a job counts as hanging."""
-
-_BASES = ("BIND_NBODY_BASE", "BIND_HYDRO_BASE", "BIND_FOF_NBODY_BASE", "BIND_PARAM_FILE", "BIND_DATASET")
 
 
 def bases(suite: MockSuite) -> list[str]:
@@ -35,45 +33,70 @@ def bases(suite: MockSuite) -> list[str]:
     ]
 
 
-def command(*arguments: str | Path, ranks: int | None = None) -> list[str]:
-    """Return the command of a batch run, under mpiexec if ranks are given."""
+def command(*arguments: object, ranks: int = 0) -> list[str]:
+    """Return the command of a batch run: on a number of ranks, or plain where that is 0."""
     program = [sys.executable, str(PROGRAM), *(str(argument) for argument in arguments)]
-    return program if ranks is None else [str(mpiexec()), "-n", str(ranks), *program]
+    return [str(MPIEXEC), "-n", str(ranks), *program] if ranks else program
 
 
-def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return an environment without an MPI job around it and without folders given."""
-    kept = {name: value for name, value in without_mpi_variables(os.environ).items() if name not in _BASES}
-    return kept | dict(extra or {})
+def environment(**variables: object) -> dict[str, str]:
+    """Return an environment without an MPI job around it and with no folder given but these."""
+    outer = {name: value for name, value in os.environ.items() if not name.startswith("BIND_")}
+    return without_mpi_variables(outer) | {name: str(value) for name, value in variables.items()}
 
 
-def batch(
-    *arguments: str | Path,
-    ranks: int | None = None,
-    environment: Mapping[str, str] | None = None,
-    cwd: Path = REPOSITORY,
+def run(
+    *arguments: object, ranks: int = 0, cwd: Path = REPOSITORY, **variables: object
 ) -> subprocess.CompletedProcess[str]:
     """Run the batch program to its end, whatever that is; hanging is an error."""
-    return _finished(command(*arguments, ranks=ranks), clean_environment(environment), cwd)
+    return _finished(command(*arguments, ranks=ranks), environment(**variables), cwd)
 
 
-def mpi_script(source: str, ranks: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def run_mpi(source: str, ranks: int, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run Python source as MPI program, as the launchers would."""
     program = [sys.executable, "-m", "mpi4py", "-c", source, *(str(argument) for argument in arguments)]
-    return _finished([str(mpiexec()), "-n", str(ranks), *program], clean_environment(), REPOSITORY)
+    return _finished([str(MPIEXEC), "-n", str(ranks), *program], environment(), REPOSITORY)
 
 
-def _finished(call: list[str], environment: dict[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
+def run_job(plan: Path, ranks: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the MPI program of a block as the launchers would."""
+    program = [sys.executable, "-m", "mpi4py", "-m", "tasks.projection_job", str(plan), "--ranks", str(ranks)]
+    line = [str(MPIEXEC), "-n", str(ranks), *program, *(str(argument) for argument in arguments)]
+    return _finished(line, environment(), REPOSITORY)
+
+
+def _finished(line: list[str], variables: dict[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        call,
-        env=environment,
+        line,
+        env=variables,
         cwd=cwd,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=TIMEOUT,
         check=False,
-        stdin=subprocess.DEVNULL,
     )
+
+
+def output(finished: subprocess.CompletedProcess[str]) -> str:
+    """Return what a program printed that must have succeeded."""
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished.stdout
+
+
+def last_line(finished: subprocess.CompletedProcess[str]) -> Any:
+    """Return the last line, JSON, of a program that must have succeeded."""
+    return json.loads(output(finished).strip().splitlines()[-1])
+
+
+def message_of(finished: subprocess.CompletedProcess[str], *expected: str) -> str:
+    """Return what a program said that must have failed, with these words in it and no traceback."""
+    said = finished.stdout + finished.stderr
+    assert finished.returncode != 0, said
+    assert "Traceback" not in said
+    for words in expected:
+        assert words in said
+    return said
 
 
 def digests(root: Path) -> dict[str, str]:
@@ -81,75 +104,68 @@ def digests(root: Path) -> dict[str, str]:
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in root.rglob("*.npz")}
 
 
-def times(root: Path) -> dict[Path, int]:
+def file_times(root: Path) -> dict[Path, int]:
     """Return when each sample under `root` was last modified, in nanoseconds."""
     return {path: path.stat().st_mtime_ns for path in root.rglob("*.npz")}
 
 
-def manifest(root: Path) -> Manifest:
-    return Manifest(DatasetLayout(root, "SB35"))
-
-
-def recorded(root: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return what the manifest says of samples and simulations, but for which run said it and when."""
-    record = manifest(root)
-    samples = record.samples().drop("run_id", "created_at").sort("sample_id")
-    return samples, record.latest_simulations().drop("run_id", "recorded_at").sort("simulation")
-
-
-def statuses(root: Path) -> dict[str, str]:
-    rows = manifest(root).latest_simulations()
-    return dict(zip(rows["simulation"].to_list(), rows["status"].to_list(), strict=True))
-
-
-def assert_whole(root: Path) -> None:
-    """Assert that every committed sample is there as recorded."""
-    found = digests(root)
-    for row in manifest(root).samples().iter_rows(named=True):
-        assert found[row["path"]] == row["sha256"]
-
-
-def leftovers(root: Path) -> list[Path]:
+def temporaries(root: Path) -> list[Path]:
+    """Return what was left half written under `root`."""
     return list(root.rglob("*.bind-tmp"))
 
 
-def processes(mark: str | Path) -> list[int]:
+def sample_rows(root: Path) -> pl.DataFrame:
+    """Return what the manifest says of samples, but for which run said it and when."""
+    return _manifest(root).samples().drop("run_id", "created_at")
+
+
+def simulation_rows(root: Path) -> pl.DataFrame:
+    """Return what the manifest says of simulations at last, but for which run said it and when."""
+    return _manifest(root).latest_simulations().drop("run_id", "recorded_at")
+
+
+def statuses(root: Path) -> dict[str, str]:
+    """Return the recorded status of each simulation."""
+    rows = simulation_rows(root)
+    return dict(zip(rows["simulation"].to_list(), rows["status"].to_list(), strict=True))
+
+
+def is_whole(root: Path) -> bool:
+    """Whether the samples on disk are those of the manifest, to the byte, and nothing is half written."""
+    rows = sample_rows(root)
+    recorded = dict(zip(rows["path"].to_list(), rows["sha256"].to_list(), strict=True))
+    return recorded == digests(root) and len(recorded) > 0 and not temporaries(root)
+
+
+def _manifest(root: Path) -> Manifest:
+    return Manifest(DatasetLayout(root, "SB35"))
+
+
+def processes(mark: str) -> list[int]:
     """Return the processes that have a text in their command line, but for this one."""
-    found = []
+    return [pid for pid, line in _command_lines().items() if os.fsencode(mark) in line and pid != os.getpid()]
+
+
+def ranks_of(mark: str) -> list[int]:
+    """Return those of the processes that are ranks, and not their launcher."""
+    lines = _command_lines()
+    return [pid for pid in processes(mark) if pid in lines and b"mpiexec" not in lines[pid]]
+
+
+def _command_lines() -> dict[int, bytes]:
+    """Return the command line of each process; none is left of one that has ended and waits for its parent."""
+    found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            line = (process / "cmdline").read_bytes()
+            found[int(process.name)] = (process / "cmdline").read_bytes()
         except OSError:
             continue
-        if os.fsencode(str(mark)) in line and int(process.name) != os.getpid():
-            found.append(int(process.name))
     return found
 
 
-def ranks_of(mark: str | Path) -> list[int]:
-    """Return those of the processes that are ranks, and not their launcher."""
-    return [pid for pid in processes(mark) if b"mpiexec" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
-
-
-def kill_all(mark: str | Path) -> int:
-    """Kill every process that has a text in its command line; return how many there were."""
-    killed = 0
-    for pid in processes(mark):
-        try:
-            os.kill(pid, signal.SIGKILL)
-            killed += 1
-        except ProcessLookupError:
-            continue
-    return killed
-
-
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60) -> None:
+    """Wait until something is so."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain for {what}"
         time.sleep(0.005)
-
-
-def last_line_as_json(done: subprocess.CompletedProcess[str]) -> Any:
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.strip().splitlines()[-1])

@@ -1,7 +1,7 @@
 """What the ranks of a node share, on real ranks."""
 
 import pytest
-from batch_runs import last_line_as_json, mpi_script
+from batch_runs import last_line, run_mpi
 
 pytestmark = pytest.mark.mpi
 
@@ -30,7 +30,7 @@ for count in (0, 1, 2, 103, 5):
         hands.append(list(numbers))
 show(hands)
 """
-    hands = last_line_as_json(mpi_script(PREAMBLE + source, ranks))
+    hands = last_line(run_mpi(PREAMBLE + source, ranks))
     assert len(hands) == ranks
     for turn, count in enumerate((0, 1, 2, 103, 5)):
         assert sorted(number for rank in hands for number in rank[turn]) == list(range(count))
@@ -46,7 +46,7 @@ with dealt_out(comm, 40) as numbers:
         time.sleep(2.0 if comm.rank == 0 else 0.002)
 show(len(mine))
 """
-    slow, quick = last_line_as_json(mpi_script(PREAMBLE + source, 2))
+    slow, quick = last_line(run_mpi(PREAMBLE + source, 2))
     assert slow + quick == 40
     assert slow < quick
 
@@ -66,7 +66,7 @@ with shared_array(comm, (0, 3), np.float32) as empty:
     shape = empty.shape
 show([clean, seen, shape])
 """
-    for clean, seen, shape in last_line_as_json(mpi_script(PREAMBLE + source, ranks)):
+    for clean, seen, shape in last_line(run_mpi(PREAMBLE + source, ranks)):
         assert clean == 0.0
         assert seen == [[rank + 1.0] * 3 for rank in range(ranks)]
         assert shape == [0, 3]
@@ -90,7 +90,7 @@ except BindDataError as error:
     mine = [type(error).__name__, str(error), getattr(error, "bytes_free", None)]
 show([mine, together(comm, lambda: comm.rank)])
 """
-    seen = last_line_as_json(mpi_script(PREAMBLE + source, ranks))
+    seen = last_line(run_mpi(PREAMBLE + source, ranks))
     expected = ["StorageFullError", "last", 7] if ranks == 1 else ["BindDataError", "last but one", None]
     assert seen == [[expected, rank] for rank in range(ranks)]
 
@@ -112,7 +112,7 @@ for _ in range(300):
         caught += 1
 show(caught)
 """
-    assert last_line_as_json(mpi_script(PREAMBLE + source, 2)) == [300, 300]
+    assert last_line(run_mpi(PREAMBLE + source, 2)) == [300, 300]
 
 
 def test_an_unexpected_error_of_one_rank_ends_the_job() -> None:
@@ -123,6 +123,6 @@ with shared_array(comm, (10,), np.float32) as array, dealt_out(comm, 10) as numb
         raise ValueError("nobody expected this")
     together(comm, lambda: None)
 """
-    done = mpi_script(PREAMBLE + source, 3)
+    done = run_mpi(PREAMBLE + source, 3)
     assert done.returncode != 0
     assert "nobody expected this" in done.stderr
