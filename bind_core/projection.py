@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bind_core.errors import ProjectionError
-from bind_core.kernels import deposit_window
+from bind_core.kernels import MOMENTS, deposit_window, grid_from_moments
 from bind_core.mesh import ParticleMesh
 from bind_core.windows import Windows, block_mean, block_sum, central_crop
 
@@ -225,7 +225,7 @@ NARROWEST_MARGIN = 3
 #: pixel holds `FEWEST_PER_PIXEL` particles in the mean, that is below a third of the accuracy that is promised.
 FEWEST_PER_PIXEL = 8
 #: Expected number from which on it is worth trying.
-DENSE = 8 * FEWEST_PER_PIXEL
+DENSE = 4 * FEWEST_PER_PIXEL
 #: Pixels from edge to halo; single precision counts 2^24 pixels exactly.
 LARGEST_SINGLE_GRID = 2**11
 
@@ -252,6 +252,7 @@ def _project_fused(particles: ParticleMesh, center: np.ndarray, rotation: np.nda
     single &= half_grids < LARGEST_SINGLE_GRID
     while True:
         grids = np.zeros(grid_starts[-1])
+        moments = np.zeros(MOMENTS * grid_starts[-1], dtype=np.int64)
         deposit_window(
             particles.positions.reshape(-1),
             particles.masses if isinstance(particles.masses, np.ndarray) else np.empty(0, dtype=np.float32),
@@ -268,9 +269,13 @@ def _project_fused(particles: ParticleMesh, center: np.ndarray, rotation: np.nda
             half_grids,
             grid_starts,
             grids,
+            moments,
             single,
             by_particle,
         )
+        for k in np.flatnonzero(single):
+            start, stop = grid_starts[k], grid_starts[k + 1]
+            grids[start:stop] = grid_from_moments(moments[MOMENTS * start : MOMENTS * stop], 2 * half_grids[k])
         maps = _maps_from_nested_grids(grids, grid_starts, half_grids, block_sizes, windows)
         # Denser by expectation than in truth: the bound must hold for these particles, so do without
         means = maps.mean(axis=(1, 2)) * np.square(factors)

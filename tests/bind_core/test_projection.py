@@ -303,6 +303,7 @@ def test_single_precision_is_used_only_where_it_is_harmless(clustered):
         maps = project_all(mesh, center, rotation_from(seed), WINDOWS)
         expected = project_all(mesh, center, rotation_from(seed), WINDOWS, Backend.REFERENCE)
         assert largest_deviation(maps, expected) <= TOLERANCE / 10
+        assert maps.min() >= 0
         np.testing.assert_allclose(maps.sum(axis=(1, 2)), expected.sum(axis=(1, 2)), rtol=MASS_TOLERANCE / 10)
 
 
