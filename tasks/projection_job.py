@@ -264,6 +264,9 @@ class _SimulationJob:
                         particles = stack.enter_context(self._particles(source, check))
                 except SnapshotError as error:
                     findings.append(unreadable(self.simulation.simulation, error))
+                    # Half of its particles would look like a wrong mass.
+                    check.tallies.pop(component, None)
+                    check.meshes.pop(component, None)
                     usable = False
                     continue
                 usable = usable and not blocks(self._content_findings(check, headers))
