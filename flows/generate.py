@@ -44,7 +44,7 @@ from storage.workload import Workload
 from tasks.packaging import package_block
 from tasks.planning import plan_run
 from tasks.progress import RunProgress
-from tasks.projection import STOP_FILE, progress_in, project_block
+from tasks.projection import STOP_FILE, progress_in, project_block, results_in
 from tasks.recording import record_block
 from tasks.selection import select_targets
 from tasks.validation import validate_block
@@ -203,7 +203,7 @@ class _Run:
                 self._follow(block)
                 if block.future.state.is_final():
                     self.running.remove(block)
-                    results, error = _outcome_of(block.future)
+                    results, error = _outcome_of(block)
                     self._record(block.number, block.screened, block.plan, results, error, manifest)
                     if not error:
                         shutil.rmtree(block.folder, ignore_errors=True)
@@ -265,11 +265,12 @@ def _unsearched(value: Value) -> Value:
     return cast(Value, quote(value))
 
 
-def _outcome_of(future: PrefectFuture[dict[str, SimulationResult]]) -> tuple[dict[str, SimulationResult], str]:
+def _outcome_of(block: _RunningBlock) -> tuple[dict[str, SimulationResult], str]:
+    """Return what a block's job has left, and why it ended early, if it did."""
     try:
-        return future.result(), ""
+        return block.future.result(), ""
     except Exception as error:  # whatever it was, it is this block's outcome, and the others go on
-        return {}, f"{type(error).__name__}: {error}"
+        return results_in(block.folder, block.plan), f"{type(error).__name__}: {error}"
 
 
 def _inline_picture(png: bytes) -> str:

@@ -60,7 +60,3 @@ def config_of() -> Callable[..., DatasetConfig]:
         )
 
     return config
-
-
-# Written, but not yet seen to pass as a whole.
-collect_ignore = ["flows/test_demo.py", "flows/test_normalize.py"]
