@@ -29,6 +29,7 @@ from typing import Any
 import numba
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
+from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
 #: Particles per block: their pixel numbers and weights stay in the first-level cache.
@@ -284,6 +285,23 @@ def _add_eight(typing_context: Any, moments: Any, pixel: Any, up: Any, vp: Any, 
     return numba.types.void(moments, pixel, up, vp, both_upper, start), generate
 
 
+@intrinsic
+def _prefetch(typing_context: Any, values: Any, index: Any) -> Any:
+    """Ask for the cache line of ``values[index]``, which may lie beyond the end: nothing is read."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        address = builder.bitcast(builder.gep(array.data, [arguments[1]]), ir.IntType(8).as_pointer())
+        flag = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [address.type, flag, flag, flag])
+        function = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        # to read, into all levels of the cache, data
+        builder.call(function, [address, flag(0), flag(3), flag(1)])
+        return context.get_dummy_value()
+
+    return numba.types.void(values, index), generate
+
+
 @_compiled
 def _deposit_moments(
     moments: np.ndarray,
@@ -292,10 +310,14 @@ def _deposit_moments(
     vp: np.ndarray,
     both_upper: np.ndarray,
     n: int,
+    upcoming: np.ndarray,
 ) -> None:  # pragma: no cover - compiled
-    """Add a block of particles to the moments of their lower pixels."""
+    """Add a block of particles to the moments of their lower pixels, while the `upcoming` block is fetched."""
     whole = n // 8 * 8
     for i in range(0, whole, 8):
+        # The processor's own look-ahead stops at the end of each page of memory, which a block crosses
+        _prefetch(upcoming, 3 * i)
+        _prefetch(upcoming, 3 * i + CACHE_LINE // 4)
         _add_eight(moments, pixel, up, vp, both_upper, i)  # type: ignore[call-arg]  # numba adds the first
     for i in range(whole, n):
         j = np.uint64(MOMENTS) * np.uint64(pixel[i])
@@ -335,7 +357,7 @@ def _deposit_run(
         if single:
             up, vp, both_upper = fixed_fractions[0], fixed_fractions[1], fixed_fractions[2]
             _coordinates_single(block, axes, float(block_size), stride, pixel, up, vp, both_upper)
-            _deposit_moments(moments, unsigned, up, vp, both_upper, n)
+            _deposit_moments(moments, unsigned, up, vp, both_upper, n, positions[3 * stop :])
         else:
             u, v, w = fractions[0], fractions[1], fractions[2]
             _coordinates(block, axes, float(block_size), float(stride), pixel, u, v, w)
