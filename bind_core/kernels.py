@@ -49,6 +49,8 @@ WALK_SLACK = 1e-7
 
 _compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
 _inlined = numba.njit(cache=True, nogil=True, error_model="numpy", inline="always")
+# Untyped: its annotations are those of a call from Python, with the compiler's context as the first argument
+_intrinsic: Any = intrinsic
 # Multiply-adds may be fused: faster, and at least as accurate
 _contracted = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nnan", "nsz"})
 
@@ -242,7 +244,7 @@ LOWER_SINGLES, UPPER_SINGLES = (0, 8, 1, 9, 4, 12, 5, 13), (2, 10, 3, 11, 6, 14,
 LOWER_PAIRS, UPPER_PAIRS = (0, 1, 8, 9, 4, 5, 12, 13), (2, 3, 10, 11, 6, 7, 14, 15)
 
 
-@intrinsic
+@_intrinsic
 def _add_eight(typing_context: Any, moments: Any, pixel: Any, up: Any, vp: Any, both_upper: Any, start: Any) -> Any:
     """Add the eight particles from `start` on to the moments of their pixels, each by one vector add.
 
@@ -285,7 +287,7 @@ def _add_eight(typing_context: Any, moments: Any, pixel: Any, up: Any, vp: Any, 
     return numba.types.void(moments, pixel, up, vp, both_upper, start), generate
 
 
-@intrinsic
+@_intrinsic
 def _prefetch(typing_context: Any, values: Any, index: Any) -> Any:
     """Ask for the cache line of ``values[index]``, which may lie beyond the end: nothing is read."""
 
@@ -318,7 +320,7 @@ def _deposit_moments(
         # The processor's own look-ahead stops at the end of each page of memory, which a block crosses
         _prefetch(upcoming, 3 * i)
         _prefetch(upcoming, 3 * i + CACHE_LINE // 4)
-        _add_eight(moments, pixel, up, vp, both_upper, i)  # type: ignore[call-arg]  # numba adds the first
+        _add_eight(moments, pixel, up, vp, both_upper, i)
     for i in range(whole, n):
         j = np.uint64(MOMENTS) * np.uint64(pixel[i])
         moments[j] += 1
