@@ -164,7 +164,7 @@ MPI.COMM_WORLD.Barrier()
     with pytest.raises(JobFailedError, match="last words") as caught:
         job(source, ranks=3)
     assert mark_of(tmp_path) in str(caught.value)
-    assert not processes(mark_of(tmp_path))
+    wait_for(lambda: not processes(mark_of(tmp_path)), "the end of all ranks")
 
 
 @pytest.mark.mpi
@@ -196,7 +196,7 @@ def test_a_job_is_ended_when_its_caller_asks(
     with pytest.raises(JobStoppedError):
         job(source, ranks=2, on_line=up.append, should_stop=lambda: len(up) == 2)
     assert time.monotonic() - start < 20
-    wait_for(lambda: not processes(mark_of(tmp_path)), "the end of all ranks", 10)
+    wait_for(lambda: not processes(mark_of(tmp_path)), "the end of all ranks")
 
 
 @pytest.mark.mpi
@@ -212,7 +212,7 @@ while True:
 """
     with pytest.raises(OSError, match="No space left"):
         job(source, on_line=full)
-    wait_for(lambda: not processes(mark_of(tmp_path)), "the end of all ranks", 10)
+    wait_for(lambda: not processes(mark_of(tmp_path)), "the end of all ranks")
 
 
 @pytest.mark.mpi
@@ -224,7 +224,7 @@ def test_a_question_that_fails_ends_the_job(job: Job, tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         job("time.sleep(600)\n", should_stop=fail)
-    wait_for(lambda: not processes(mark_of(tmp_path)), "the end of all ranks", 10)
+    wait_for(lambda: not processes(mark_of(tmp_path)), "the end of all ranks")
 
 
 @pytest.mark.mpi
@@ -243,7 +243,7 @@ def test_a_killed_mpiexec_ends_its_ranks_and_the_wait(job: Job, tmp_path: Path) 
     with pytest.raises(JobFailedError, match="-9"):
         job('print("up", flush=True)\ntime.sleep(600)\n', on_line=up.append)
     killer.join()
-    wait_for(lambda: not processes(mark_of(tmp_path)), "the end of all ranks", 10)
+    wait_for(lambda: not processes(mark_of(tmp_path)), "the end of all ranks")
 
 
 @pytest.mark.mpi
@@ -273,4 +273,4 @@ def test_ranks_notice_the_end_of_whoever_started_them(tmp_path: Path) -> None:
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    wait_for(lambda: not processes(mark), "the end of all ranks", 30)
+    wait_for(lambda: not processes(mark), "the end of all ranks")

@@ -366,7 +366,7 @@ def test_a_killed_rank_loses_nothing(suite: MockSuite, undisturbed_long: Path, t
     wait_for(lambda: any(root.rglob("*.npz")), "the first sample")
     os.kill(sorted(ranks_of(str(path)))[victim], signal.SIGKILL)
     assert job.wait(timeout=60) != 0
-    wait_for(lambda: not processes(str(path)), "the end of all ranks", 30)
+    wait_for(lambda: not processes(str(path)), "the end of all ranks")
     complete = digests(undisturbed_long)
     assert digests(root).items() <= complete.items()
     assert len(digests(root)) < len(complete)
