@@ -215,8 +215,8 @@ class BatchRun:
         self.console.print(f"Plan for {self.layout.root} (nothing is done):", soft_wrap=True, highlight=False)
         for work in workload.simulations:
             reason = work.reason.value
-            if work.reason is Reason.CATALOGUE_UNREADABLE and not has_any_file(work.files):
-                reason = "does not exist, which fails the run (--skip_missing leaves it out)"
+            if work.reason is Reason.ABSENT:
+                reason += ", which fails the run (--skip_missing leaves it out)"
             self.console.print(
                 f"  {work.files.name}: {reason}; {len(work.predicted):,} samples planned, "
                 f"{len(work.missing):,} to be made",

@@ -85,7 +85,14 @@ def query(layout: DatasetLayout, sql: str) -> pl.DataFrame:
                     "The manifest is changed by runs only."
                 )
             answer = connection.sql(sql)
-            return pl.DataFrame() if answer is None else _frame(answer.to_arrow_table())
+            if answer is None:
+                return pl.DataFrame()
+            again = sorted({name for name in answer.columns if answer.columns.count(name) > 1})
+            if again:
+                raise QueryError(
+                    f"The answer has several columns called {', '.join(again)}. Give them names of their own with AS."
+                )
+            return _frame(answer.to_arrow_table())
         except duckdb.Error as error:
             raise QueryError(
                 f"The query cannot be answered: {error}\nTables are samples, simulations and current_simulations; "

@@ -173,7 +173,7 @@ def _committed_counts(manifest: Manifest) -> dict[str, int]:
 
 
 def _halos(work: SimulationWork) -> int | None:
-    if work.reason is Reason.CATALOGUE_UNREADABLE:
+    if work.reason in (Reason.ABSENT, Reason.CATALOGUE_UNREADABLE):
         return None
     return len({target.halo for target in work.predicted})
 

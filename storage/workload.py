@@ -21,6 +21,8 @@ class Reason(StrEnum):
 
     SAMPLES_MISSING = "samples missing"
     """Predicted samples are not committed."""
+    ABSENT = "does not exist"
+    """The simulation has no folder under any base path."""
     CATALOGUE_UNREADABLE = "catalogue missing or unreadable"
     """Which samples there should be is not known; validation will say why."""
     NOT_RECORDED = "outcome not recorded"
@@ -129,7 +131,8 @@ def _work(
     try:
         catalogue = read_catalogue(files.catalogue.files)
     except CatalogueError:
-        return SimulationWork(files, (), (), Reason.CATALOGUE_UNREADABLE)
+        reason = Reason.CATALOGUE_UNREADABLE if has_any_file(files) else Reason.ABSENT
+        return SimulationWork(files, (), (), reason)
     predicted = tuple(predicted_targets(files.name, files.number, catalogue, config))
     missing = tuple(target for target in predicted if target.sample_id not in committed)
     settled = SimulationStatus.COMPLETE if predicted else SimulationStatus.NO_WORK

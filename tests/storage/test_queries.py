@@ -159,3 +159,10 @@ def test_a_folder_without_a_manifest_is_named(dataset) -> None:
     """Asking a folder that was never committed to says so."""
     with pytest.raises(QueryError, match="no manifest"):
         query(dataset.layout, "SELECT 1")
+
+
+def test_columns_of_the_same_name_are_refused(dataset) -> None:
+    """An answer with two columns of one name is refused, and the name is said."""
+    dataset.commit("SB35_0")
+    with pytest.raises(QueryError, match="several columns called a"):
+        query(dataset.layout, "SELECT 1 AS a, 2 AS a")

@@ -161,11 +161,11 @@ def test_an_empty_suite_is_said_and_not_taken_for_all_done(config: DatasetConfig
 
 
 def test_what_was_made_can_be_compared_without_the_suite(config: DatasetConfig, tmp_path: Path) -> None:
-    """Where the suite's disk is away, comparing takes catalogues as unreadable instead of failing."""
+    """Where the suite's disk is away, comparing takes simulations as absent instead of failing."""
     make(config, ["SB35_0"])
     away = config.model_copy(update=dict.fromkeys(("dmo_base", "hydro_base", "catalogue_base"), tmp_path / "x"))
     (work,) = compare(away, manifest_of(config), ["SB35_0"]).simulations
-    assert work.reason is Reason.CATALOGUE_UNREADABLE
+    assert work.reason is Reason.ABSENT
 
 
 def test_a_damaged_manifest_is_not_taken_for_an_empty_one(config: DatasetConfig) -> None:
