@@ -19,21 +19,10 @@ from rich.console import Console
 
 from bind_core.config import DatasetConfig, read_yaml_mapping
 from bind_core.errors import BindDataError, ConfigurationError
-from bind_core.parameters import find_parameter_file, read_parameter_table
-from bind_core.plan import BlockPlan
 from bind_core.projection import Backend
-from bind_core.suite import find_simulation
-from storage.blocks import block_outcomes, plan_block, screen_block
-from storage.layout import DatasetLayout
-from storage.manifest import Manifest, open_dataset
-from storage.preparation import prepare_root, with_absolute_paths
-from storage.recording import SimulationResult, commit_outcomes, new_run_id
-from storage.summary import RunSummary, summarise
-from storage.summary_table import print_summary
-from storage.workload import Reason, Workload, has_any_file, plan_workload
+from storage.preparation import with_absolute_paths
 from tasks.launchers import ranks_asked_for
-from tasks.progress import Progress, RunProgress
-from tasks.projection_job import check_world_size, project_block
+from tasks.projection_job import check_world_size, follow
 
 BASES = {
     "dmo_base": ("nbody_base", "BIND_NBODY_BASE"),
@@ -154,104 +143,6 @@ def asked_simulations(options: argparse.Namespace, config: DatasetConfig) -> lis
     return [f"{config.set_name}_{number}" for number in range(start, end)]
 
 
-class BatchRun:
-    """A run on all ranks of a communicator, as its first rank sees it: that one plans and records."""
-
-    def __init__(self, comm: MPI.Intracomm, options: argparse.Namespace, console: Console) -> None:
-        self.comm = comm
-        self.options = options
-        self.console = console
-        self.config = configuration(options)
-        self.layout = DatasetLayout(self.config.output_root, self.config.set_name)
-        self.run_id = new_run_id()
-
-    def execute(self) -> bool:
-        """Plan, hand out and record all blocks; return whether all is well."""
-        manifest = open_dataset(self.layout, self.config)
-        names, skipped = self._names()
-        workload = plan_workload(self.config, manifest, names)
-        if self.options.dry_run:
-            return self._print_plan(workload, skipped)
-        made = self._make(workload, manifest) if workload.outstanding else {}
-        return self._summary(manifest, plan_workload(self.config, manifest, names), made, skipped)
-
-    def _names(self) -> tuple[list[str] | None, tuple[str, ...]]:
-        names = asked_simulations(self.options, self.config)
-        if names is None or not self.options.skip_missing:
-            return names, ()
-        present = [name for name in names if has_any_file(find_simulation(name, self.config))]
-        if not present:
-            bases = ", ".join(str(base) for base in (self.config.dmo_base, self.config.hydro_base))
-            raise ConfigurationError(
-                f"None of the simulations {names[0]} to {names[-1]} exists under {bases}. Correct the base folders, "
-                "--set or the range."
-            )
-        return present, tuple(name for name in names if name not in set(present))
-
-    def _make(self, workload: Workload, manifest: Manifest) -> dict[str, int]:
-        prepare_root(self.layout.root)
-        table = read_parameter_table(find_parameter_file(self.config))
-        made: dict[str, int] = {}
-        with RunProgress(workload.samples, self.console) as progress:
-            for number, block in enumerate(workload.blocks(self.config.simulations_per_block)):
-                screened = screen_block(block, self.config, table)
-                plan = plan_block(screened, self.config, self.run_id, number)
-                results = self._project(plan, progress)
-                outcomes = block_outcomes(self.layout, screened, plan, results)
-                commit_outcomes(manifest, self.config, outcomes, self.run_id)
-                for outcome in outcomes:
-                    made[outcome.work.files.name] = len(outcome.samples)
-                    progress.finish_simulation(outcome.work.files.name, len(outcome.work.missing))
-        return made
-
-    def _project(self, plan: BlockPlan | None, progress: RunProgress) -> dict[str, SimulationResult]:
-        if plan is None:
-            return {}
-        self.comm.bcast(plan)
-        # What it raises is no simulation's fault: the run ends, and no failures are recorded.
-        return {result.simulation: result for result in project_block(self.comm, plan, progress.report)}
-
-    def _print_plan(self, workload: Workload, skipped: tuple[str, ...]) -> bool:
-        self.console.print(f"Plan for {self.layout.root} (nothing is done):", soft_wrap=True, highlight=False)
-        for work in workload.simulations:
-            reason = work.reason.value
-            if work.reason is Reason.ABSENT:
-                reason += ", which fails the run (--skip_missing leaves it out)"
-            self.console.print(
-                f"  {work.files.name}: {reason}; {len(work.predicted):,} samples planned, "
-                f"{len(work.missing):,} to be made",
-                soft_wrap=True,
-                highlight=False,
-            )
-        for name in skipped:
-            self.console.print(f"  {name}: does not exist, skipped", highlight=False)
-        blocks = workload.blocks(self.config.simulations_per_block)
-        self.console.print(
-            f"{workload.samples:,} samples to be made of {len(workload.outstanding):,} simulations in "
-            f"{len(blocks):,} blocks.",
-            highlight=False,
-        )
-        return True
-
-    def _summary(self, manifest: Manifest, workload: Workload, made: dict[str, int], skipped: tuple[str, ...]) -> bool:
-        summary: RunSummary = summarise(manifest, workload, self.run_id, made, skipped)
-        print_summary(summary, self.console)
-        return summary.ok
-
-
-def follow(comm: MPI.Intracomm) -> None:
-    """Work on the blocks that rank 0 hands out, until there are no more."""
-    while (plan := comm.bcast(None)) is not None:
-        try:
-            project_block(comm, plan, _say_nothing)
-        except BindDataError:
-            continue  # raised on all ranks together; rank 0 says it and ends the run
-
-
-def _say_nothing(progress: Progress) -> None:
-    """Rank 0 shows the progress of all."""
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the batch program; return its exit status."""
     comm = MPI.COMM_WORLD
@@ -287,8 +178,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _lead(comm: MPI.Intracomm, options: argparse.Namespace) -> int:
     """Run as rank 0, and let the others go at the end; after an unexpected error, the caller aborts them."""
+    from tasks.batch import BatchRun
+
     try:
-        status = 0 if BatchRun(comm, options, Console(soft_wrap=False)).execute() else 1
+        config = configuration(options)
+        names = asked_simulations(options, config)
+        run = BatchRun(comm, config, names, options.skip_missing, Console(soft_wrap=False))
+        status = 0 if run.execute(dry_run=options.dry_run) else 1
     except BindDataError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         status = 1

@@ -22,8 +22,8 @@ class Measured:
     """Largest sum over its processes; pages that processes share are counted once."""
 
 
-def run_measured(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Measured:
-    """Run a program to its end and measure it.
+def run_measured(command: Sequence[str], environment: Mapping[str, str], cores: Sequence[int]) -> Measured:
+    """Run a program to its end, on some of the cores, and measure it.
 
     Raises
     ------
@@ -32,7 +32,12 @@ def run_measured(command: Sequence[str], environment: Mapping[str, str] | None =
     """
     start = time.perf_counter()
     process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        ["taskset", "--cpu-list", ",".join(map(str, cores)), *command],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
     peak = [0]
     watcher = threading.Thread(target=_watch, args=(process, peak), daemon=True)

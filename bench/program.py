@@ -5,6 +5,7 @@ Run as ``python -m bench.program --json FILE``. Mock simulations are made on fir
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import time
@@ -84,7 +85,11 @@ def run_case(case: Case) -> Measured:
         *("--output_base_root", str(root)),
     ]
     launcher = [str(mpiexec()), "-n", str(case.ranks)] if case.ranks > 1 else []
-    measured = run_measured([*launcher, *program], without_mpi_variables(one_core()))
+    # Reading ahead is done by a second thread: one rank is held to one core, so that it is compared as such.
+    cores = sorted(os.sched_getaffinity(0))
+    measured = run_measured(
+        [*launcher, *program], without_mpi_variables(one_core()), cores[:1] if case.ranks == 1 else cores
+    )
     made = len(list(root.rglob("*.npz")))
     if made != case.halos * case.rotations:
         raise RuntimeError(f"{case} should make {case.halos * case.rotations} samples, but made {made}")

@@ -151,6 +151,12 @@ class DatasetConfig(BaseModel):
     ranks: int = Field(2, ge=1, le=4096, description="MPI ranks per block.")
     simulations_per_block: int = Field(4, ge=1, description="Simulations per block, i.e. per MPI job and commit.")
     concurrent_blocks: int = Field(1, ge=1, description="Blocks that are worked on at the same time.")
+    read_ahead_memory: float = Field(
+        8.0,
+        ge=0,
+        description="Memory of the node, in GiB, from which the next particles are read while these are projected; "
+        "0 for always.",
+    )
     retries: int = Field(2, ge=0, description="Repeats of a step that failed for a reason that may pass.")
     retry_delay: float = Field(5.0, ge=0, description="Seconds before the first repeat; doubled each time.")
     pairing_threshold: float = Field(

@@ -38,7 +38,8 @@ from storage.gallery import sheet_of_dataset
 from storage.layout import DatasetLayout
 from storage.manifest import Manifest, open_dataset
 from storage.preparation import prepare_root, with_absolute_paths
-from storage.recording import SimulationResult, new_run_id
+from storage.recording import new_run_id
+from storage.results import SimulationResult
 from storage.summary import RunSummary, summarise
 from storage.workload import Workload
 from tasks.packaging import package_block

@@ -14,7 +14,8 @@ from bind_core.suite import Role, SimulationFiles
 from bind_core.validation import Inspection, screen_simulation
 from storage.files import sha256_of
 from storage.layout import DatasetLayout
-from storage.recording import SampleRecord, SimulationOutcome, SimulationResult
+from storage.recording import SimulationOutcome
+from storage.results import SampleRecord, SimulationResult
 from storage.workload import SimulationWork
 
 

@@ -8,7 +8,8 @@ from prefect.cache_policies import NO_CACHE
 from bind_core.plan import BlockPlan
 from storage.blocks import ScreenedSimulation, block_outcomes
 from storage.layout import DatasetLayout
-from storage.recording import SimulationOutcome, SimulationResult
+from storage.recording import SimulationOutcome
+from storage.results import SimulationResult
 
 
 @task(task_run_name="package block {block}", cache_policy=NO_CACHE, retries=1)

@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import State, TaskRun
 
 from bind_core.plan import BlockPlan
 from storage.files import write_bytes
-from storage.recording import SimulationResult
+from storage.results import SimulationResult
 from tasks.launchers import JobFailedError, launcher
 from tasks.progress import Progress
 

@@ -17,8 +17,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -46,9 +47,10 @@ from bind_core.suite import Role, SimulationFiles, find_simulation
 from bind_core.validation import unreadable
 from storage.files import StorageFullError, remove_stale_temporaries, write_bytes
 from storage.layout import DatasetLayout
-from storage.recording import SampleRecord, SimulationResult
+from storage.results import SampleRecord, SimulationResult
 from storage.samples import write_sample
 from tasks.progress import Progress, ProgressSink
+from tasks.read_ahead import ReadAhead, reads_ahead
 from tasks.shared_memory import dealt_out, shared_array, together
 
 MAPS_MEMORY = 2 << 30
@@ -102,18 +104,22 @@ def project_block(
     try:
         _compile_once(node, plan.config)
         full = ""
-        for simulation in plan.simulations[node_number::nodes]:
-            if full:
-                mine.append(SimulationResult(simulation.simulation, error=full))
-                continue
-            try:
-                result = _project_simulation(node, plan, simulation, progress)
-            except StorageFullError as caught:
-                full = str(caught)  # the others would be read for nothing
-                result = SimulationResult(simulation.simulation, error=full)
-            mine.append(result)
-            if not result.error:
-                together(node, partial(on_result, result) if node.rank == 0 else lambda: None)
+        ahead: ReadAhead[_Share] = ReadAhead(node.bcast(reads_ahead(plan.config)))
+        with ahead:
+            jobs = _jobs(node, plan, plan.simulations[node_number::nodes], progress, ahead)
+            for job in jobs:
+                name = job.simulation.simulation
+                if full:
+                    mine.append(SimulationResult(name, error=full))
+                    continue
+                try:
+                    result = _result_of(job)
+                except StorageFullError as caught:
+                    full = str(caught)  # the others would be read for nothing
+                    result = SimulationResult(name, error=full)
+                mine.append(result)
+                if not result.error:
+                    together(node, partial(on_result, result) if node.rank == 0 else lambda: None)
     except BindDataError as caught:  # on all ranks of this node, but not on other nodes
         error = caught
     failures = [failure for failure in comm.allgather(error) if failure is not None]
@@ -125,6 +131,15 @@ def project_block(
         raise failures[0]
     by_name = {result.simulation: result for results in gathered or [] for result in results}
     return [by_name[simulation.simulation] for simulation in plan.simulations] if comm.rank == 0 else []
+
+
+def follow(comm: MPI.Intracomm) -> None:
+    """Work on the blocks that the first rank hands out with `bcast`, until it hands out None."""
+    while (plan := comm.bcast(None)) is not None:
+        try:
+            project_block(comm, plan, lambda progress: None)
+        except BindDataError:
+            continue  # raised on all ranks together; the first one says it and ends the run
 
 
 def check_world_size(comm: MPI.Intracomm, asked: int) -> None:
@@ -162,20 +177,31 @@ def _compile_once(node: MPI.Intracomm, config: DatasetConfig) -> None:
     together(node, compile_them if node.rank == 0 else lambda: None)
 
 
-def _project_simulation(
-    node: MPI.Intracomm, plan: BlockPlan, simulation: SimulationPlan, progress: ProgressSink
-) -> SimulationResult:
-    job = _SimulationJob(node, plan, simulation, progress)
+def _jobs(
+    node: MPI.Intracomm,
+    plan: BlockPlan,
+    simulations: Sequence[SimulationPlan],
+    progress: ProgressSink,
+    ahead: ReadAhead["_Share"],
+) -> list["_SimulationJob"]:
+    jobs = [_SimulationJob(node, plan, simulation, progress, ahead) for simulation in simulations]
+    for job, successor in pairwise(jobs):
+        job.successor = successor
+    return jobs
+
+
+def _result_of(job: "_SimulationJob") -> SimulationResult:
+    name = job.simulation.simulation
     try:
         return job.run()
     except _UnusableInputError as error:
-        return SimulationResult(simulation.simulation, findings=tuple(error.findings))
+        return SimulationResult(name, findings=tuple(error.findings))
     except SnapshotError as error:  # it could be read when it was screened
-        return SimulationResult(simulation.simulation, findings=(unreadable(simulation.simulation, error),))
+        return SimulationResult(name, findings=(unreadable(name, error),))
     except StorageFullError:
         raise
     except BindDataError as error:
-        return SimulationResult(simulation.simulation, error=str(error))
+        return SimulationResult(name, error=str(error))
 
 
 class OutputError(BindDataError):
@@ -190,23 +216,52 @@ class _UnusableInputError(BindDataError):
         self.findings = findings
 
 
+@dataclass(frozen=True)
+class _Inputs:
+    """What is known of a simulation's files before its particles are read."""
+
+    headers: dict[Role, tuple[SnapshotHeader, ...]]
+    sources: dict[Component, ComponentSource | SnapshotError]
+    """The error where a component's files cannot be used."""
+
+
+@dataclass(frozen=True)
+class _Share:
+    """A rank's part of a component, in file order."""
+
+    positions: NDArray[np.float32]
+    """(n, 3): Mpc/h."""
+    masses: NDArray[np.float32] | None
+    """(n,): Msun/h; None where all particles have one mass."""
+    check: ContentCheck
+    """What was seen of these particles."""
+
+
 class _SimulationJob:
     """One simulation on the ranks of one node; all methods are collective unless they say otherwise."""
 
     def __init__(
-        self, node: MPI.Intracomm, plan: BlockPlan, simulation: SimulationPlan, progress: ProgressSink
+        self,
+        node: MPI.Intracomm,
+        plan: BlockPlan,
+        simulation: SimulationPlan,
+        progress: ProgressSink,
+        ahead: ReadAhead["_Share"],
     ) -> None:
         self.node = node
         self.config = plan.config
         self.simulation = simulation
         self.layout = DatasetLayout(plan.config.output_root, plan.config.set_name)
         self.progress = progress
+        self.ahead = ahead
+        self.successor: _SimulationJob | None = None
         self.seconds: dict[str, float] = {}
+        self._opened: _Inputs | None = None
         self._last_report = 0.0
 
     def run(self) -> SimulationResult:
         """Read, project and write everything."""
-        files, headers = self._on_first_rank(self._open)
+        inputs = self.inputs()
         self._on_first_rank(self._remove_leftovers)
         shape = (self.maps_per_sample, self.config.resolution, self.config.resolution)
         per_batch = max(1, MAPS_MEMORY // (int(np.prod(shape)) * 4))
@@ -215,18 +270,31 @@ class _SimulationJob:
         findings: list[Finding] = []
         for start in range(0, len(targets), per_batch):
             batch = targets[start : start + per_batch]
+            following = self if start + per_batch < len(targets) else self.successor
             with shared_array(self.node, (len(batch), *shape), np.float32) as maps:
-                findings = self._fill(maps, batch, files, headers)
+                findings = self._fill(maps, batch, inputs, following)
                 with self._timed("write"):
                     records += self._write(maps, batch)
         return SimulationResult(self.simulation.simulation, tuple(records), tuple(findings), self.seconds)
+
+    def inputs(self) -> _Inputs:
+        """Return what is known of the files, looking at them the first time.
+
+        Raises
+        ------
+        SnapshotError
+            If a snapshot is not there or its header cannot be read.
+        """
+        if self._opened is None:
+            self._opened = self._on_first_rank(self._open)
+        return self._opened
 
     @property
     def maps_per_sample(self) -> int:
         """Condition, context maps and targets."""
         return 1 + len(self.config.context_sizes) + len(TARGET_CHANNELS)
 
-    def _open(self) -> tuple[SimulationFiles, dict[Role, tuple[SnapshotHeader, ...]]]:
+    def _open(self) -> _Inputs:
         files = find_simulation(self.simulation.simulation, self.config)
         for inputs in (files.dmo, files.hydro):
             if not inputs.files:
@@ -234,7 +302,17 @@ class _SimulationJob:
                     f"{inputs.folder}: expected one of {', '.join(inputs.expected)}, found none. The files were there "
                     "when this run began."
                 )
-        return files, {inputs.role: (read_header(inputs.files[0]),) for inputs in (files.dmo, files.hydro)}
+        return _Inputs(
+            headers={inputs.role: (read_header(inputs.files[0]),) for inputs in (files.dmo, files.hydro)},
+            sources={component: self._source(component, files) for component in Component},
+        )
+
+    def _source(self, component: Component, files: SimulationFiles) -> ComponentSource | SnapshotError:
+        inputs = files.dmo if component is Component.DMO else files.hydro
+        try:
+            return component_source(component, inputs.files, self.config)
+        except SnapshotError as error:
+            return error
 
     def _remove_leftovers(self) -> None:
         """Remove what killed runs left half written; not collective."""
@@ -248,40 +326,65 @@ class _SimulationJob:
         self,
         maps: NDArray[np.float32],
         targets: Sequence[Target],
-        files: SimulationFiles,
-        headers: dict[Role, tuple[SnapshotHeader, ...]],
+        inputs: _Inputs,
+        following: "_SimulationJob | None",
     ) -> list[Finding]:
-        """Project every component onto the maps of every target; return the findings that block nothing."""
-        check = ContentCheck(self.simulation.simulation, headers[Role.DMO][0].box_size)
+        """Project every component onto the maps of every target; return the findings that block nothing.
+
+        While the last component is projected, the first one of `following` is read.
+        """
+        check = ContentCheck(self.simulation.simulation, inputs.headers[Role.DMO][0].box_size)
+        components = list(Component)
         usable = True
         findings: list[Finding] = []
-        for component in Component:
-            inputs = files.dmo if component is Component.DMO else files.hydro
+        for number, component in enumerate(components):
             with ExitStack() as stack:
                 try:
-                    source = self._on_first_rank(partial(component_source, component, inputs.files, self.config))
                     with self._timed("read"):
-                        particles = stack.enter_context(self._particles(source, check))
+                        particles = stack.enter_context(self._particles(component, inputs, check))
                 except SnapshotError as error:
                     findings.append(unreadable(self.simulation.simulation, error))
-                    # Half of its particles would look like a wrong mass.
-                    check.tallies.pop(component, None)
-                    check.meshes.pop(component, None)
                     usable = False
                     continue
-                usable = usable and not blocks(self._content_findings(check, headers))
+                if number + 1 < len(components):
+                    self._read_ahead(components[number + 1])
+                elif following is not None:
+                    following._read_ahead(components[0])
+                usable = usable and not blocks(self._content_findings(check, inputs.headers))
                 if usable:
                     with self._timed("project"):
                         self._project(component, particles, maps, targets)
-        findings += self._content_findings(check, headers)
+                del particles  # or its memory would stay taken while the next ones are read
+        findings += self._content_findings(check, inputs.headers)
         if blocks(findings):
             raise _UnusableInputError(findings)
         return findings
 
+    def _read_ahead(self, component: Component) -> None:
+        """Begin to read this rank's part of a component in the background."""
+        if not self.ahead.enabled:
+            return
+        try:
+            source = self.inputs().sources[component]
+        except SnapshotError:
+            return  # it is raised again, and dealt with, when the simulation's turn comes
+        if isinstance(source, ComponentSource):
+            self.ahead.start(self._key(component), partial(self._read_share, source))
+
+    def _key(self, component: Component) -> tuple[str, str]:
+        return (self.simulation.simulation, component.value)
+
     @contextmanager
-    def _particles(self, source: ComponentSource, check: ContentCheck) -> Iterator[ParticleMesh]:
+    def _particles(self, component: Component, inputs: _Inputs, check: ContentCheck) -> Iterator[ParticleMesh]:
         """Sort a component's particles into a mesh in the node's shared memory."""
-        positions, masses = together(self.node, lambda: self._read_share(source, check))
+        source = inputs.sources[component]
+        if isinstance(source, SnapshotError):
+            raise source
+        take = partial(self.ahead.take, self._key(component), partial(self._read_share, source))
+        share = together(self.node, take)
+        check.merge(share.check)
+        positions, masses = share.positions, share.masses
+        del share
         cells = cells_per_side_for(source.count, source.box_size)
         counts = cell_counts(positions, source.box_size, cells)
         before = np.zeros_like(counts)
@@ -292,6 +395,9 @@ class _SimulationJob:
         self.node.Allreduce(counts, totals)
         cell_starts = np.concatenate([[0], np.cumsum(totals)])
         count = int(cell_starts[-1])
+        next_slot = before
+        next_slot += cell_starts[:-1]
+        del counts, totals, before  # large on many ranks
         with ExitStack() as stack:
             sorted_positions = stack.enter_context(shared_array(self.node, (count, 3), np.float32))
             sorted_masses: NDArray[np.float32] | None = None
@@ -300,17 +406,15 @@ class _SimulationJob:
                 mass = sorted_masses = stack.enter_context(shared_array(self.node, (count,), np.float32))
             else:
                 mass = source.uniform_mass
-            next_slot = before + cell_starts[:-1]
             scatter(positions, masses, next_slot, sorted_positions, sorted_masses, source.box_size, cells)
-            del positions, masses
+            del positions, masses, next_slot
             self.node.Barrier()
             yield ParticleMesh(sorted_positions, mass, cell_starts, cells, source.box_size)
             self.node.Barrier()
 
-    def _read_share(
-        self, source: ComponentSource, check: ContentCheck
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        """Read this rank's part of the files; not collective."""
+    def _read_share(self, source: ComponentSource) -> _Share:
+        """Read this rank's part of the files; not collective, and safe in another thread."""
+        check = ContentCheck(self.simulation.simulation, source.box_size)
         check.start(source.component, source.count)
         pieces = share_of(source.pieces, self.node.rank, self.node.size)
         count = sum(piece.stop - piece.start for piece in pieces)
@@ -324,7 +428,7 @@ class _SimulationJob:
             if masses is not None:
                 masses[filled:end] = particles.masses
             filled = end
-        return positions[:filled], None if masses is None else masses[:filled]
+        return _Share(positions[:filled], None if masses is None else masses[:filled], check)
 
     def _project(
         self,

@@ -11,7 +11,8 @@ from bind_core.plan import BlockPlan
 from storage.blocks import ScreenedSimulation, block_outcomes, plan_block, screen_block
 from storage.layout import DatasetLayout
 from storage.manifest import Manifest, open_dataset
-from storage.recording import SimulationOutcome, SimulationResult, commit_outcomes
+from storage.recording import SimulationOutcome, commit_outcomes
+from storage.results import SimulationResult
 from storage.schemas import SimulationStatus
 from storage.workload import SimulationWork, Workload, plan_workload
 from tasks.projection_job import project_block

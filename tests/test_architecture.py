@@ -15,7 +15,14 @@ MODULES = {
     for floor in FLOORS
     for path in sorted((ROOT / floor).rglob("*.py"))
 }
-BATCH = ("tasks.launchers", "tasks.projection_job", "tasks.shared_memory", "tasks.progress")
+BATCH = (
+    "tasks.launchers",
+    "tasks.projection_job",
+    "tasks.batch",
+    "tasks.read_ahead",
+    "tasks.shared_memory",
+    "tasks.progress",
+)
 
 
 def tree_of(module):

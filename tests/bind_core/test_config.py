@@ -153,6 +153,7 @@ ELSEWHERE = {
     "ranks": 7,
     "simulations_per_block": 1,
     "concurrent_blocks": 2,
+    "read_ahead_memory": 2.0,
     "retries": 0,
     "retry_delay": 1.0,
     "strata": [{"min_mass": 1e12, "rotations": 1}],

@@ -16,7 +16,8 @@ from bind_core.rotations import quaternion_matrix
 from bind_core.splits import split_of
 from storage.manifest import ManifestError
 from storage.mock_suite import Defect, MockSuite, write_mock_suite
-from storage.recording import SampleRecord, SimulationResult, code_version, new_run_id
+from storage.recording import code_version, new_run_id
+from storage.results import SampleRecord, SimulationResult
 from storage.samples import read_sample
 from storage.schemas import SampleRow, SimulationRow, SimulationStatus, validate_rows
 from storage.workload import Reason

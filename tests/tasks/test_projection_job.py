@@ -38,7 +38,7 @@ from storage.blocks import plan_block, screen_block
 from storage.layout import DatasetLayout
 from storage.manifest import Manifest
 from storage.mock_suite import Compression, Defect, MockFormat, MockSuite, SnapshotLayout, write_mock_suite
-from storage.recording import SimulationResult
+from storage.results import SimulationResult
 from storage.samples import read_sample
 from storage.workload import plan_workload
 from tasks.projection_job import result_file

@@ -1,0 +1,57 @@
+"""What the MPI program leaves of each simulation: light enough to import on every rank."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Self
+
+from bind_core.findings import Finding
+
+
+@dataclass(frozen=True)
+class SampleRecord:
+    """A sample that was written: what the manifest needs to know beyond its target."""
+
+    sample_id: str
+    path: str
+    """Relative to the data set's root."""
+    bytes: int
+    sha256: str
+    masses: dict[str, float]
+    """Msun/h, as `Sample.map_masses` returns them."""
+
+
+@dataclass(frozen=True)
+class SimulationResult:
+    """What the projection made of one simulation."""
+
+    simulation: str
+    samples: tuple[SampleRecord, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall time by phase, on rank 0 of the node."""
+    error: str = ""
+    """Why it was not made, if that was for another reason than its input."""
+
+    def to_json(self) -> str:
+        """Return the result as JSON that `from_json` reads back to an equal one."""
+        return json.dumps(
+            {
+                "simulation": self.simulation,
+                "samples": [asdict(sample) for sample in self.samples],
+                "findings": [finding.as_dict() for finding in self.findings],
+                "seconds": self.seconds,
+                "error": self.error,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Rebuild a result from what `to_json` returned."""
+        values = json.loads(text)
+        return cls(
+            simulation=values["simulation"],
+            samples=tuple(SampleRecord(**sample) for sample in values["samples"]),
+            findings=tuple(Finding.from_dict(finding) for finding in values["findings"]),
+            seconds=values["seconds"],
+            error=values["error"],
+        )
