@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-_INTERVAL = 0.05
+_INTERVAL = 0.25
 _KB = 1024
 
 
@@ -19,11 +19,24 @@ class Measured:
 
     seconds: float
     peak_bytes: int
-    """Largest sum over its processes; pages that processes share are counted once."""
+    """Largest sum over its processes; pages that processes share are counted once. 0 if it was not measured."""
 
 
-def run_measured(command: Sequence[str], environment: Mapping[str, str], cores: Sequence[int]) -> Measured:
+def run_measured(
+    command: Sequence[str], environment: Mapping[str, str], cores: Sequence[int], *, memory: bool
+) -> Measured:
     """Run a program to its end, on some of the cores, and measure it.
+
+    Parameters
+    ----------
+    command : sequence of str
+        The program.
+    environment : mapping
+        Its environment.
+    cores : sequence of int
+        The cores that it may use.
+    memory : bool
+        Whether to measure its memory. Adding up pages stops the program for moments: leave it out to take its time.
 
     Raises
     ------
@@ -41,10 +54,12 @@ def run_measured(command: Sequence[str], environment: Mapping[str, str], cores: 
     )
     peak = [0]
     watcher = threading.Thread(target=_watch, args=(process, peak), daemon=True)
-    watcher.start()
+    if memory:
+        watcher.start()
     output, _ = process.communicate()
     seconds = time.perf_counter() - start
-    watcher.join()
+    if memory:
+        watcher.join()
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command, output)
     return Measured(seconds, peak[0])

@@ -73,8 +73,8 @@ def suite_for(case: Case) -> MockSuite:
     )
 
 
-def run_case(case: Case) -> Measured:
-    """Run the batch program on a case, from an empty data set, and measure it."""
+def run_case(case: Case, *, memory: bool = False) -> Measured:
+    """Run the batch program on a case, from an empty data set, and measure its time, or its memory too."""
     suite = suite_for(case)
     root = DATA / "dataset"
     shutil.rmtree(root, ignore_errors=True)
@@ -88,7 +88,10 @@ def run_case(case: Case) -> Measured:
     # Reading ahead is done by a second thread: one rank is held to one core, so that it is compared as such.
     cores = sorted(os.sched_getaffinity(0))
     measured = run_measured(
-        [*launcher, *program], without_mpi_variables(one_core()), cores[:1] if case.ranks == 1 else cores
+        [*launcher, *program],
+        without_mpi_variables(one_core()),
+        cores[:1] if case.ranks == 1 else cores,
+        memory=memory,
     )
     made = len(list(root.rglob("*.npz")))
     if made != case.halos * case.rotations:
@@ -166,7 +169,7 @@ def measure(sides: tuple[int, ...], side: int) -> dict[str, Any]:
         {"side": s, "ranks": r, "s": m.seconds, "peak GiB": m.peak_bytes / GIB}
         for s in sides
         for r in (1, 2, 4)
-        for m in [run_case(Case(s, ranks=r))]
+        for m in [run_case(Case(s, ranks=r), memory=True)]
     ]
     results["growth with haloes and rotations"] = [
         {"haloes": h, "rotations": r, "s": run_case(Case(side, halos=h, rotations=r)).seconds}

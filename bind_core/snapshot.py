@@ -20,8 +20,8 @@ KPC_PER_MPC = 1000.0
 """The files' unit of length is ckpc/h; ours is Mpc/h."""
 MASS_UNIT = 1e10
 """The files' unit of mass in Msun/h."""
-SLICE_ROWS = 1 << 20
-"""Particles read at once: 24 MB of float64 coordinates."""
+SLICE_ROWS = 1 << 18
+"""Particles read at once: 6 MB of float64 coordinates."""
 BOX_TOLERANCE = 1e-6
 """How far outside the box, in units of its size, rounding may put a position."""
 
