@@ -1,0 +1,1 @@
+"""The commands of `bind-data`, by what they are for."""

@@ -1,0 +1,5 @@
+"""Commands that check a data set and mend it."""
+
+import typer
+
+commands = typer.Typer()

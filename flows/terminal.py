@@ -1,0 +1,103 @@
+"""What the command `bind-data` prints where, and how it ends."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from bind_core.errors import BindDataError, ConfigurationError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+console = Console(highlight=False, soft_wrap=True)
+"""Standard output."""
+error_console = Console(stderr=True, highlight=False, soft_wrap=True)
+"""Standard error."""
+
+_NARROWEST_COLUMN = 12
+"""Characters per column, frame included, below which a table cannot be read."""
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON on standard output."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def print_rows(frame: "pl.DataFrame") -> None:
+    """Print an answer as a table, or row by row where a table would have no room for what is in its cells."""
+    rows = ([escape(_cell(value)) for value in row] for row in frame.iter_rows())
+    if frame.width * _NARROWEST_COLUMN <= console.width:
+        table = Table()
+        for column in frame.columns:
+            table.add_column(escape(column), overflow="fold")  # a path that is cut short leads nowhere
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+        return
+    indent = max(map(len, frame.columns))
+    for number, row in enumerate(rows, start=1):
+        console.print(f"[bold]row {number:,}[/bold]")
+        for column, value in zip(frame.columns, row, strict=True):
+            console.print(f"  {escape(column.ljust(indent))}  {value}".rstrip())
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return "1 row", "2 rows"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the path that the user gave where it cannot be written, and not the temporary file beside it."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigurationError(f"Cannot write {path}: {error.strerror or error}.") from error
+
+
+class errors_explained:  # noqa: N801
+    """Turns an error of ours into its message and exit status 1."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, BindDataError):
+            fail(f"{type(error).__name__}: {error}")
+        if isinstance(error, OSError) and error.filename is not None:
+            fail(f"{error.filename}: {error.strerror}")
+        if isinstance(error, KeyboardInterrupt):
+            error_console.print(
+                "[red]Interrupted. What was committed stays; run the same command again to go on.[/red]"
+            )
+            sys.exit(130)
+
+
+def fail(message: str) -> NoReturn:
+    """Print a message on standard error and end with status 1."""
+    error_console.print(f"[red]{escape(message)}[/red]")
+    sys.exit(1)
+
+
+def prepare_prefect(verbose: bool) -> None:
+    """Set defaults for an embedded server, before Prefect reads its settings."""
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    if not verbose and error_console.is_terminal:
+        # The bar has the terminal to itself; warnings and errors still interrupt it.
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")
