@@ -30,6 +30,9 @@ _COMPACT_ABOVE_FILES = 48
 """Every commit adds one small file; reading and planning slow down with their number."""
 _SHOWN_IDS = 10
 
+BEFORE_THE_FIRST = -1
+"""The version of a table to which nothing was committed yet."""
+
 # Delta forgets versions after a month unless told otherwise, and a model may be questioned for years.
 _TABLE_SETTINGS: dict[str, str | None] = {
     "delta.checkpointInterval": "16",
@@ -46,16 +49,25 @@ class ConfigurationMismatchError(BindDataError):
 
 @dataclass(frozen=True)
 class ManifestVersion:
-    """A version of the table ``samples``."""
+    """A version of the table ``samples``, and who made it; texts are empty where the commit does not say."""
 
     version: int
     committed_at: datetime
     """UTC."""
     operation: str
-    """``WRITE`` where rows were added; ``OPTIMIZE`` where only the files were rearranged."""
+    """What Delta calls it: ``WRITE`` where rows were added; ``OPTIMIZE`` where only the files were rearranged."""
     run_id: str
-    """Run that made the commit; empty if it is not known."""
+    """Run that made the commit."""
     samples_added: int
+    samples_removed: int = 0
+    """A sample that was made anew counts as added and as removed."""
+    action: str = ""
+    """What it was for: ``generate``, ``refresh``, ``repair``, ``compact``."""
+    user: str = ""
+    host: str = ""
+    config_digest: str = ""
+    """Of the configuration's content."""
+    code_version: str = ""
 
 
 class Manifest:
@@ -130,25 +142,14 @@ class Manifest:
 
     @property
     def version(self) -> int:
-        """The latest version of the table ``samples``; -1 as long as it has none."""
+        """The latest version of the table ``samples``; `BEFORE_THE_FIRST` as long as it has none."""
         table = _open(self.layout.samples_table)
-        return -1 if table is None else table.version()
+        return BEFORE_THE_FIRST if table is None else table.version()
 
     @property
     def versions(self) -> list[ManifestVersion]:
         """All versions of the table ``samples``, oldest first."""
-        table = _open(self.layout.samples_table)
-        history: list[dict[str, Any]] = [] if table is None else table.history()
-        return [
-            ManifestVersion(
-                version=entry["version"],
-                committed_at=datetime.fromtimestamp(entry["timestamp"] / 1000, UTC),
-                operation=entry["operation"],
-                run_id=entry.get("run_id", ""),
-                samples_added=int(entry.get("samples_added", 0)),
-            )
-            for entry in sorted(history, key=lambda entry: entry["version"])
-        ]
+        return [_version(entry) for entry in table_history(self.layout.samples_table)]
 
     def commit(self, samples: pl.DataFrame | None, simulations: pl.DataFrame, run_id: str) -> int:
         """Record the outcome of a block: first its samples, in one atomic commit, then its simulations.
@@ -342,14 +343,14 @@ def table_rows(path: Path, model: Row, version: int | None = None) -> dataset.Da
     model : SampleRow or SimulationRow
         Its schema, for a table that does not exist yet.
     version : int, optional
-        An earlier version; the latest by default.
+        An earlier version; the latest by default. `BEFORE_THE_FIRST` has no rows.
 
     Raises
     ------
     ManifestError
         If there is no such version, or the table cannot be read.
     """
-    table = _open(path, version)
+    table = None if version == BEFORE_THE_FIRST else _open(path, version)
     if table is None:
         return dataset.dataset(_plain(pl.DataFrame(schema=table_schema(model))))
     files = [path / PurePosixPath(uri).name for uri in table.file_uris()]  # whose folder is percent-encoded
@@ -360,6 +361,48 @@ def table_rows(path: Path, model: Row, version: int | None = None) -> dataset.Da
             f"Cannot read the table {path}: {error}. One of its files is missing or damaged; restore it from a copy, "
             "or read an earlier version."
         ) from error
+
+
+def table_history(path: Path) -> list[dict[str, Any]]:
+    """Return what each commit to a table says of itself, oldest first; nothing if there is no such table.
+
+    Parameters
+    ----------
+    path : Path
+        Folder of the table.
+
+    Returns
+    -------
+    list of dict
+        ``version``, ``timestamp`` (milliseconds since 1970, UTC), ``operation`` and ``operationMetrics`` as Delta has
+        them, and what the committer added, as text.
+
+    Raises
+    ------
+    ManifestError
+        If the table cannot be read.
+    """
+    table = _open(path)
+    try:
+        history: list[dict[str, Any]] = [] if table is None else table.history()
+    except (DeltaError, OSError) as error:
+        raise ManifestError(f"Cannot read the history of the table {path}: {error}") from error
+    return sorted(history, key=lambda entry: entry["version"])
+
+
+def _version(entry: dict[str, Any]) -> ManifestVersion:
+    metrics = entry.get("operationMetrics", {})  # of commits by other tools, which say no more
+    added = metrics.get("num_added_rows") or metrics.get("num_target_rows_inserted") or 0
+    removed = metrics.get("num_deleted_rows") or metrics.get("num_target_rows_deleted") or 0
+    texts = ("run_id", "action", "user", "host", "config_digest", "code_version")
+    return ManifestVersion(
+        version=entry["version"],
+        committed_at=datetime.fromtimestamp(entry["timestamp"] / 1000, UTC),
+        operation=entry["operation"],
+        samples_added=int(entry.get("samples_added", added)),
+        samples_removed=int(entry.get("samples_removed", removed)),
+        **{name: entry.get(name, "") for name in texts},
+    )
 
 
 def _plain(rows: pl.DataFrame) -> Table:
