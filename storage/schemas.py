@@ -1,7 +1,8 @@
 """What a row of the manifest must look like; checked on every write and every audit."""
 
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import pandera.polars as pa
 import polars as pl
@@ -15,6 +16,12 @@ _SHOWN_FAILURES = 20
 _SHOWN_CHARACTERS = 120
 _DIGEST = r"^[0-9a-f]{64}$"
 _MASS_LARGE_SCALE = r"^mass_large_scale_\d+$"
+_UNIT_RANGE: dict[str, Any] = {"min_value": -1, "max_value": 1}
+_MASS: dict[str, Any] = {"unit": "Msun/h"}
+_LENGTH: dict[str, Any] = {"unit": "Mpc/h"}
+_QUATERNION = "The orientation as a unit quaternion, box frame to projected frame: {}."
+_CENTRE = "Centre of the halo in the box frame, {}."
+_MASS_IN = "Mass in the window of {}."
 
 _NAME = "must be <simulation>_halo_<halo>_rot_<rotation>"
 _UNIT_NORM = "must be of unit norm"
@@ -54,54 +61,63 @@ class SimulationStatus(StrEnum):
 
 
 class SampleRow(pa.DataFrameModel):
-    """A row of the table ``samples``: one committed sample."""
+    """A row of the table ``samples``: one committed sample.
 
-    sample_id: str = pa.Field(unique=True)
-    """``<simulation>_halo_<halo>_rot_<rotation>``."""
-    simulation: str = pa.Field(str_length={"min_value": 1})
-    """Name of the simulation, with its set's prefix."""
-    halo: pl.Int64 = pa.Field(ge=0)
-    """Index of the halo in its catalogue."""
-    rotation: pl.Int32 = pa.Field(ge=0)
-    """Number of the orientation."""
-    quaternion_w: pl.Float64 = pa.Field(in_range={"min_value": -1, "max_value": 1})
-    """The orientation as a unit quaternion, box frame -> projected frame: real part."""
-    quaternion_x: pl.Float64 = pa.Field(in_range={"min_value": -1, "max_value": 1})
-    quaternion_y: pl.Float64 = pa.Field(in_range={"min_value": -1, "max_value": 1})
-    quaternion_z: pl.Float64 = pa.Field(in_range={"min_value": -1, "max_value": 1})
-    seed_entropy: str = pa.Field(str_matches=r"^\d+(,\d+)*$")
-    """The integers that the orientation was drawn from, joined by commas; some exceed 64 bits."""
-    stratum: str = pa.Field(str_length={"min_value": 1})
-    """Name of the mass range that the halo was selected by."""
-    halo_mass: pl.Float64 = pa.Field(gt=0)
-    """M200c, Msun/h."""
-    halo_center_x: pl.Float64
-    """Centre of the halo in the box frame, Mpc/h."""
-    halo_center_y: pl.Float64
-    halo_center_z: pl.Float64
-    split: str = pa.Field(isin=[str(split) for split in Split])
-    """``train`` or ``test``."""
-    path: str = pa.Field(str_matches=r"^[^/].*\.npz$")
-    """The file, relative to the data set's root."""
-    bytes: pl.Int64 = pa.Field(gt=0)
-    """Size of the file."""
-    sha256: str = pa.Field(str_matches=_DIGEST)
-    """Of the file's content."""
-    mass_condition: pl.Float64 = pa.Field(ge=0)
-    """Mass in the window of the condition, Msun/h; likewise the following ones."""
-    mass_target_dark_matter: pl.Float64 = pa.Field(ge=0)
-    mass_target_gas: pl.Float64 = pa.Field(ge=0)
-    mass_target_stars: pl.Float64 = pa.Field(ge=0)
-    mass_large_scale: Optional[pl.Float64] = pa.Field(alias=_MASS_LARGE_SCALE, regex=True, ge=0)  # noqa: UP045
-    """One column per context window, in ascending size."""
-    config_digest: str = pa.Field(str_matches=_DIGEST)
-    """Of the configuration's content."""
-    code_version: str
-    """Version of the code that made the sample."""
-    run_id: str
-    """Run that made the sample."""
-    created_at: Annotated[pl.Datetime, "us", "UTC"]
-    """When its block was packaged, UTC."""
+    Each column says what it holds in its description and, where it has one, its unit in its metadata: they appear
+    in the data card.
+    """
+
+    sample_id: str = pa.Field(
+        unique=True, description="Identity of the sample: <simulation>_halo_<halo>_rot_<rotation>."
+    )
+    simulation: str = pa.Field(
+        str_length={"min_value": 1}, description="Name of the simulation, with its set's prefix."
+    )
+    halo: pl.Int64 = pa.Field(ge=0, description="Index of the halo in the catalogue of the dark-matter-only run.")
+    rotation: pl.Int32 = pa.Field(ge=0, description="Number of the orientation, from 0.")
+    quaternion_w: pl.Float64 = pa.Field(in_range=_UNIT_RANGE, description=_QUATERNION.format("real part"))
+    quaternion_x: pl.Float64 = pa.Field(in_range=_UNIT_RANGE, description=_QUATERNION.format("part along i"))
+    quaternion_y: pl.Float64 = pa.Field(in_range=_UNIT_RANGE, description=_QUATERNION.format("part along j"))
+    quaternion_z: pl.Float64 = pa.Field(in_range=_UNIT_RANGE, description=_QUATERNION.format("part along k"))
+    seed_entropy: str = pa.Field(
+        str_matches=r"^\d+(,\d+)*$",
+        description="The integers that the orientation was drawn from, joined by commas; some exceed 64 bits.",
+    )
+    stratum: str = pa.Field(
+        str_length={"min_value": 1}, description="Name of the mass range that the halo was selected by."
+    )
+    halo_mass: pl.Float64 = pa.Field(gt=0, description="M200c of the halo.", metadata=_MASS)
+    halo_center_x: pl.Float64 = pa.Field(description=_CENTRE.format("x"), metadata=_LENGTH)
+    halo_center_y: pl.Float64 = pa.Field(description=_CENTRE.format("y"), metadata=_LENGTH)
+    halo_center_z: pl.Float64 = pa.Field(description=_CENTRE.format("z"), metadata=_LENGTH)
+    split: str = pa.Field(
+        isin=[str(split) for split in Split],
+        description="train or test; all samples of a simulation are in the same one.",
+    )
+    path: str = pa.Field(
+        str_matches=r"^[^/].*\.npz$", description="The sample's file, relative to the root of the data set."
+    )
+    bytes: pl.Int64 = pa.Field(gt=0, description="Size of the file.", metadata={"unit": "bytes"})
+    sha256: str = pa.Field(str_matches=_DIGEST, description="SHA-256 of the file's content.")
+    mass_condition: pl.Float64 = pa.Field(ge=0, description=_MASS_IN.format("the condition"), metadata=_MASS)
+    mass_target_dark_matter: pl.Float64 = pa.Field(
+        ge=0, description=_MASS_IN.format("the target's dark matter"), metadata=_MASS
+    )
+    mass_target_gas: pl.Float64 = pa.Field(ge=0, description=_MASS_IN.format("the target's gas"), metadata=_MASS)
+    mass_target_stars: pl.Float64 = pa.Field(ge=0, description=_MASS_IN.format("the target's stars"), metadata=_MASS)
+    mass_large_scale: Optional[pl.Float64] = pa.Field(  # noqa: UP045
+        alias=_MASS_LARGE_SCALE,
+        regex=True,
+        ge=0,
+        description=_MASS_IN.format("a context map; one column per map, in ascending size"),
+        metadata=_MASS,
+    )
+    config_digest: str = pa.Field(
+        str_matches=_DIGEST, description="SHA-256 of the settings that decide what is in a sample."
+    )
+    code_version: str = pa.Field(description="Version of the code that made the sample.")
+    run_id: str = pa.Field(description="Run that made the sample.")
+    created_at: Annotated[pl.Datetime, "us", "UTC"] = pa.Field(description="When the sample's block was packaged, UTC.")
 
     @pa.dataframe_check(error=_NAME)
     def _names_agree(cls, data: pa.PolarsData) -> pl.LazyFrame:  # noqa: N805
@@ -132,32 +148,31 @@ class SampleRow(pa.DataFrameModel):
 class SimulationRow(pa.DataFrameModel):
     """A row of the table ``simulations``: one attempt at one simulation."""
 
-    simulation: str = pa.Field(str_length={"min_value": 1})
-    """Name of the simulation, with its set's prefix."""
-    run_id: str
-    """Run that the attempt was part of."""
-    recorded_at: Annotated[pl.Datetime, "us", "UTC"]
-    """When the attempt ended, UTC."""
-    status: str = pa.Field(isin=[str(status) for status in SimulationStatus])
-    """A `SimulationStatus`."""
-    split: str = pa.Field(isin=[str(split) for split in Split])
-    """``train`` or ``test``."""
-    n_halos: pl.Int64 = pa.Field(ge=0, nullable=True)
-    """Haloes in any of the strata; null if the catalogue could not be read."""
-    n_planned: pl.Int64 = pa.Field(ge=0)
-    """Samples that this attempt was to make."""
-    n_committed: pl.Int64 = pa.Field(ge=0)
-    """Samples of the simulation that are in the manifest after this attempt, earlier ones included."""
-    findings: str
-    """What validation found: a JSON list of objects."""
-    inputs: str
-    """The input files: a JSON list of ``{role, path, bytes, mtime, sha256 or null}``."""
-    config_digest: str = pa.Field(str_matches=_DIGEST)
-    """Of the configuration's content."""
-    code_version: str
-    """Version of the code that made the attempt."""
-    message: str
-    """One sentence for a human reader; may be empty."""
+    simulation: str = pa.Field(
+        str_length={"min_value": 1}, description="Name of the simulation, with its set's prefix."
+    )
+    run_id: str = pa.Field(description="Run that the attempt was part of.")
+    recorded_at: Annotated[pl.Datetime, "us", "UTC"] = pa.Field(description="When the attempt ended, UTC.")
+    status: str = pa.Field(
+        isin=[str(status) for status in SimulationStatus], description="How far the simulation was after the attempt."
+    )
+    split: str = pa.Field(isin=[str(split) for split in Split], description="train or test.")
+    n_halos: pl.Int64 = pa.Field(
+        ge=0, nullable=True, description="Haloes in any of the strata; null if the catalogue could not be read."
+    )
+    n_planned: pl.Int64 = pa.Field(ge=0, description="Samples that the attempt was to make.")
+    n_committed: pl.Int64 = pa.Field(
+        ge=0, description="Samples of the simulation in the manifest after the attempt, earlier ones included."
+    )
+    findings: str = pa.Field(description="What validation found: a JSON list of objects.")
+    inputs: str = pa.Field(
+        description="The input files: a JSON list of {role, path, bytes, mtime, sha256 or null}.",
+    )
+    config_digest: str = pa.Field(
+        str_matches=_DIGEST, description="SHA-256 of the settings that decide what is in a sample."
+    )
+    code_version: str = pa.Field(description="Version of the code that made the attempt.")
+    message: str = pa.Field(description="One sentence for a human reader; may be empty.")
 
     @pa.dataframe_check(error=_JSON_LISTS)
     def _lists_are_lists(cls, data: pa.PolarsData) -> pl.LazyFrame:  # noqa: N805
@@ -190,6 +205,29 @@ def table_schema(model: Row, n_context: int = 0) -> dict[str, pl.DataType]:
         names = [f"mass_large_scale_{index}" for index in range(n_context)] if column.regex else [name]
         columns |= dict.fromkeys(names, column.dtype.type)
     return columns
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table, for people who read it."""
+
+    name: str
+    dtype: pl.DataType
+    description: str
+    unit: str
+    """Empty where it has none."""
+
+
+def described_columns(model: Row, n_context: int = 0) -> list[Column]:
+    """Return the columns of a table with what they hold, in order; parameters as of `table_schema`."""
+    described = model.to_schema().columns
+    regex = next((column for column in described.values() if column.regex), None)
+    return [
+        Column(name, dtype, column.description or "", (column.metadata or {}).get("unit", ""))
+        for name, dtype in table_schema(model, n_context).items()
+        for column in [described.get(name, regex)]
+        if column is not None
+    ]
 
 
 def validate_rows(rows: pl.DataFrame, model: Row) -> pl.DataFrame:
