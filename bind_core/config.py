@@ -16,8 +16,8 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from bind_core.backends import Backend
 from bind_core.errors import ConfigurationError
-from bind_core.projection import Backend
 from bind_core.windows import Windows
 
 

@@ -8,11 +8,11 @@ its edge also collects from particles just outside of it.
 
 import math
 from collections.abc import Callable, Iterator
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
 
+from bind_core.backends import Backend
 from bind_core.errors import ProjectionError
 from bind_core.kernels import MOMENTS, deposit_window, grid_from_moments
 from bind_core.mesh import ParticleMesh
@@ -20,17 +20,6 @@ from bind_core.windows import Windows, block_mean, block_sum, central_crop
 
 #: How far ``rotation @ rotation.T`` may be from the identity.
 ORTHONORMALITY_TOLERANCE = 1e-6
-
-
-class Backend(StrEnum):
-    """Interchangeable ways to project particles."""
-
-    FUSED = "fused"
-    """Chaining mesh, per-cell culling and compiled kernels on nested grids: the fast one."""
-    PYLIANS = "pylians"
-    """The field's reference cloud-in-cell code, on explicitly tiled and rotated particles."""
-    REFERENCE = "reference"
-    """Double-precision numpy, written to be obviously right: what the others are tested against."""
 
 
 def project_native(
