@@ -11,13 +11,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import polars as pl
-from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, write_deltalake
+from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import DeltaError, TableNotFoundError
 from pyarrow import ArrowException, Table, dataset, schema, string
 from pyarrow.types import is_large_string
 
 from bind_core.config import DatasetConfig
 from bind_core.errors import BindDataError
+from storage.compaction import AFTER_COMMIT, TABLE_SETTINGS, commit_properties, keep_compact
 from storage.files import StorageFullError, write_bytes
 from storage.layout import DatasetLayout
 from storage.schemas import ManifestError, Row, SampleRow, SimulationRow, table_schema, validate_rows
@@ -25,22 +26,10 @@ from storage.schemas import ManifestError, Row, SampleRow, SimulationRow, table_
 SAMPLE_ORDER = ("simulation", "halo", "rotation")
 """Order in which `Manifest.samples` returns the rows, whichever order they were committed in."""
 
-_COMMIT_RETRIES = 200
-_COMPACT_ABOVE_FILES = 48
-"""Every commit adds one small file; reading and planning slow down with their number."""
 _SHOWN_IDS = 10
 
 BEFORE_THE_FIRST = -1
 """The version of a table to which nothing was committed yet."""
-
-# Delta forgets versions after a month unless told otherwise, and a model may be questioned for years.
-_TABLE_SETTINGS: dict[str, str | None] = {
-    "delta.checkpointInterval": "16",
-    "delta.enableExpiredLogCleanup": "false",
-    "delta.logRetentionDuration": "interval 5200 weeks",
-    "delta.deletedFileRetentionDuration": "interval 5200 weeks",
-}
-_AFTER_COMMIT = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
 
 
 class ConfigurationMismatchError(BindDataError):
@@ -197,7 +186,7 @@ class Manifest:
         version = self.version
         _append(self.layout.simulations_table, attempts, metadata | {"samples_version": str(version)})
         for table in (self.layout.samples_table, self.layout.simulations_table):
-            _compact(table, metadata)
+            keep_compact(table, metadata, datetime.now(UTC))
         return version
 
     def _checked(self, rows: pl.DataFrame, model: Row, run_id: str) -> pl.DataFrame:
@@ -428,10 +417,6 @@ def _read(
         ) from error
 
 
-def _commit_properties(metadata: dict[str, str]) -> CommitProperties:
-    return CommitProperties(custom_metadata=metadata, max_commit_retries=_COMMIT_RETRIES)
-
-
 def _append(path: Path, rows: pl.DataFrame, metadata: dict[str, str]) -> None:
     path.mkdir(parents=True, exist_ok=True)
     new_table = not _exists(path)
@@ -440,23 +425,11 @@ def _append(path: Path, rows: pl.DataFrame, metadata: dict[str, str]) -> None:
             path,
             _plain(rows),
             mode="append",
-            configuration=_TABLE_SETTINGS if new_table else None,
-            commit_properties=_commit_properties(metadata),
-            post_commithook_properties=_AFTER_COMMIT,
+            configuration=TABLE_SETTINGS if new_table else None,
+            commit_properties=commit_properties(metadata),
+            post_commithook_properties=AFTER_COMMIT,
         )
     except (DeltaError, OSError) as error:
         if f"os error {errno.ENOSPC}" in str(error) or f"os error {errno.EDQUOT}" in str(error):
             raise StorageFullError.at(path, "no space left") from error
         raise ManifestError(f"Cannot commit {rows.height} rows to the table {path}: {error}") from error
-
-
-def _compact(path: Path, metadata: dict[str, str]) -> None:
-    table = _open(path)
-    if table is None or len(table.file_uris()) <= _COMPACT_ABOVE_FILES:
-        return
-    try:
-        table.optimize.compact(commit_properties=_commit_properties(metadata), post_commithook_properties=_AFTER_COMMIT)
-    except (DeltaError, OSError):
-        # The rows are committed; only their arrangement is not as good as it could be, and the next commit tries
-        # again.
-        return

@@ -201,18 +201,6 @@ def test_versions_are_kept_for_years(dataset) -> None:
         assert settings["delta.logRetentionDuration"] == "interval 5200 weeks"
 
 
-def test_compaction_changes_no_answer(dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After many commits the tables lie in few files, with the same rows, and old versions are still answered."""
-    monkeypatch.setattr(manifest_module, "_COMPACT_ABOVE_FILES", 3)
-    versions = [dataset.commit(f"SB35_{i}") for i in range(6)]
-    manifest = dataset.open()
-    assert len(DeltaTable(dataset.layout.samples_table).file_uris()) <= 4
-    assert len(DeltaTable(dataset.layout.simulations_table).file_uris()) <= 4
-    assert len(manifest.committed_ids()) == manifest.samples().height == 12
-    assert [manifest.samples(version).height for version in versions] == [2, 4, 6, 8, 10, 12]
-    assert {version.operation for version in manifest.versions} == {"WRITE", "OPTIMIZE"}
-
-
 def test_commits_at_the_same_time_all_arrive(dataset) -> None:
     """Four writers that commit different simulations at once lose no row."""
     dataset.commit("SB35_0")

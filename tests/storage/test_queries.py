@@ -5,7 +5,7 @@ import duckdb
 import polars as pl
 import pytest
 
-from storage import manifest as manifest_module
+from storage import compaction
 from storage.queries import QueryError, query
 
 
@@ -58,7 +58,7 @@ def test_times_are_utc_and_their_differences_durations(dataset, monkeypatch: pyt
 @pytest.mark.parametrize("blocks", [1, 5])
 def test_rows_can_be_picked_by_text(dataset, monkeypatch: pytest.MonkeyPatch, blocks: int) -> None:
     """Conditions on texts pick the right rows, from blocks of several simulations and from compacted tables."""
-    monkeypatch.setattr(manifest_module, "_COMPACT_ABOVE_FILES", 3)
+    monkeypatch.setattr(compaction, "_MOST_SMALL_FILES", 3)
     for block in range(blocks):
         dataset.commit(*(f"SB35_{3 * block + i}" for i in range(3)))
     for sql in (
