@@ -12,16 +12,45 @@ from bind_core.sample import TARGET_CHANNELS, Sample
 from storage.archives import ArchiveError, decode_arrays, encode_arrays
 from storage.files import write_bytes
 
-#: Name -> (dtype, shape); extents given as text may be any number, but the same wherever they appear.
-CONTRACT: dict[str, tuple[type, tuple[int | str, ...]]] = {
-    "condition": (np.float32, ("npix", "npix")),
-    "target": (np.float32, (len(TARGET_CHANNELS), "npix", "npix")),
-    "large_scale": (np.float32, ("n_context", "npix", "npix")),
-    "params": (np.float64, ("n_params",)),
-    "halo_mass": (np.float64, ()),
-    "halo_center": (np.float64, (3,)),
-    "rotation": (np.float64, (3, 3)),
+_PIXEL = "Msun/h per native pixel"
+
+
+@dataclass(frozen=True)
+class ArrayContract:
+    """What an array of a sample must be."""
+
+    dtype: type
+    shape: tuple[int | str, ...]
+    """Extents given as text may be any number, but the same wherever they appear."""
+    description: str
+    """What it holds, for the data card."""
+    unit: str = ""
+
+
+CONTRACT: dict[str, ArrayContract] = {
+    "condition": ArrayContract(
+        np.float32, ("npix", "npix"), "Dark matter of the dark-matter-only run, in the native window.", _PIXEL
+    ),
+    "target": ArrayContract(
+        np.float32,
+        (len(TARGET_CHANNELS), "npix", "npix"),
+        "Dark matter, gas and stars of the hydrodynamic run, in the native window.",
+        _PIXEL,
+    ),
+    "large_scale": ArrayContract(
+        np.float32,
+        ("n_context", "npix", "npix"),
+        "Dark matter of the dark-matter-only run in the wider windows, in ascending size: means over native pixels.",
+        _PIXEL,
+    ),
+    "params": ArrayContract(
+        np.float64, ("n_params",), "The simulation's parameters, in the order of the suite's parameter table."
+    ),
+    "halo_mass": ArrayContract(np.float64, (), "M200c of the halo.", "Msun/h"),
+    "halo_center": ArrayContract(np.float64, (3,), "Centre of the halo in the box frame.", "Mpc/h"),
+    "rotation": ArrayContract(np.float64, (3, 3), "Rotation from the box frame to the projected frame."),
 }
+"""The arrays by name, in order."""
 
 _MAPS = ("condition", "target", "large_scale")
 _ROTATION_TOLERANCE = 1e-9
@@ -140,7 +169,8 @@ def read_sample(path: Path) -> Sample:
 
 def _check(arrays: dict[str, NDArray], where: str) -> None:
     extents: dict[str, int] = {}
-    for key, (dtype, shape) in CONTRACT.items():
+    for key, contract in CONTRACT.items():
+        dtype, shape = contract.dtype, contract.shape
         if key not in arrays:
             raise SampleError(
                 f"{where}: there is no array {key!r}; expected {', '.join(CONTRACT)}, found "
