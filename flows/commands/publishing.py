@@ -1,5 +1,6 @@
 """Commands that make a data set ready for those who train on it."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -7,7 +8,7 @@ import typer
 from rich.table import Table
 
 from flows.options import DatasetOption, JsonOption
-from flows.terminal import console, errors_explained, print_json, writing
+from flows.terminal import console, counted, error_console, errors_explained, print_json, writing
 
 commands = typer.Typer()
 
@@ -40,3 +41,52 @@ def normalize(
     console.print(f"From {stats.n_samples:,} samples of the train split:")
     for file in files:
         console.print(f"  {file}")
+
+
+@commands.command()
+def card(
+    dataset: DatasetOption = Path(),
+    version: Annotated[str | None, typer.Option(help="Number or tag of the version; by default the latest.")] = None,
+    at: Annotated[str | None, typer.Option(help="The version as of this time, e.g. 2026-11-24T12:00; UTC.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the files; by default the data set's root, which their paths are of."),
+    ] = None,
+    creator: Annotated[list[str] | None, typer.Option(help="Name of a creator; may be repeated.")] = None,
+    licence: Annotated[str, typer.Option("--license", help="URL or SPDX identifier of the licence.")] = "",
+    url: Annotated[str, typer.Option(help="Page of the data set.")] = "",
+    citation: Annotated[str, typer.Option(help="How to cite it, best as BibTeX; by default an entry is made up.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Describe a version: `croissant.json` for machines, `DATASET.md` for people, and its rows, `samples.parquet`."""
+    with errors_explained():
+        from storage.card import write_card
+        from storage.card_facts import Publication
+        from storage.manifest import layout_at
+        from storage.versions import resolve_version, time_meant
+
+        layout = layout_at(dataset)
+        publication = Publication(tuple(creator or ()), licence, url, citation)
+        meant = resolve_version(layout, version, None if at is None else time_meant(at))
+        with writing(output or layout.root):
+            written = write_card(layout, meant, publication, datetime.now(UTC), output)
+    if as_json:
+        facts = written.facts
+        print_json(
+            {
+                "files": [str(file) for file in written.files],
+                "version": facts.version.number,
+                "release": facts.release,
+                "n_samples": facts.samples.height,
+                "unsaid": list(written.unsaid),
+            }
+        )
+        return
+    console.print(f"Version {written.facts.version.number}, {counted(written.facts.samples.height, 'sample')}:")
+    for file in written.files:
+        console.print(f"  {file}")
+    if written.unsaid:
+        flags = ", ".join({"creators": "--creator"}.get(name, f"--{name}") for name in written.unsaid)
+        error_console.print(
+            f"[yellow]Before it is published, the card should also say what only its owner knows: {flags}.[/yellow]"
+        )

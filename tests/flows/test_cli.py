@@ -29,8 +29,8 @@ from tasks.launchers import without_mpi_variables
 
 pytestmark = pytest.mark.mpi
 
-COMMANDS = ("demo", "mock", "config", "generate", "validate", "status", "query", "show", "normalize")
-LOOKING = ("generate", "validate", "status", "query", "show", "normalize")
+COMMANDS = ("demo", "mock", "config", "generate", "validate", "status", "query", "show", "normalize", "card")
+LOOKING = ("generate", "validate", "status", "query", "show", "normalize", "card")
 _VARIABLES = ("BIND_NBODY_BASE", "BIND_HYDRO_BASE", "BIND_FOF_NBODY_BASE", "BIND_PARAM_FILE", "BIND_DATASET")
 PROGRAM = Path(sys.executable).with_name("bind-data")
 
