@@ -1,5 +1,6 @@
 """Questions to the manifest, in SQL."""
 
+from collections.abc import Mapping
 from datetime import timedelta
 
 import duckdb
@@ -8,8 +9,9 @@ import pyarrow as pa
 
 from bind_core.errors import BindDataError
 from storage.layout import DatasetLayout
-from storage.manifest import table_rows
+from storage.manifest import recorded_configuration, table_rows
 from storage.schemas import SampleRow, SimulationRow
+from storage.versions import DatasetVersion
 
 # Anything that leads out of the tables is off, and stays off whatever a query asks for.
 _CLOSED = {
@@ -33,17 +35,29 @@ _CURRENT_SIMULATIONS = """
     SELECT * FROM simulations
     QUALIFY row_number() OVER (PARTITION BY simulation ORDER BY recorded_at DESC, run_id DESC) = 1
 """
+_STRATA = pa.schema(
+    {"stratum": pa.string(), "min_mass": pa.float64(), "max_mass": pa.float64(), "rotations": pa.int32()}
+)
+
+Value = str | int | float
+"""What a parameter of a query can be."""
 
 
 class QueryError(BindDataError):
     """A query that cannot be answered, or that asks for more than reading the manifest."""
 
 
-def query(layout: DatasetLayout, sql: str) -> pl.DataFrame:
+def query(
+    layout: DatasetLayout,
+    sql: str,
+    parameters: Mapping[str, Value] | None = None,
+    version: DatasetVersion | None = None,
+) -> pl.DataFrame:
     """Answer a question in SQL (DuckDB's dialect).
 
-    The query sees the tables ``samples`` and ``simulations``, and ``current_simulations`` with the newest attempt
-    at each simulation. It can read nothing else and write nothing at all.
+    The query sees the tables ``samples`` and ``simulations``, ``current_simulations`` with the newest attempt at each
+    simulation, and ``strata`` with the mass ranges and numbers of rotations that the data set is configured for now.
+    It can read nothing else and write nothing at all.
 
     Parameters
     ----------
@@ -51,6 +65,10 @@ def query(layout: DatasetLayout, sql: str) -> pl.DataFrame:
         The data set.
     sql : str
         One statement that reads.
+    parameters : mapping, optional
+        Values for the parameters ``$name`` of the statement.
+    version : DatasetVersion, optional
+        The version of the two tables to ask; the latest by default.
 
     Returns
     -------
@@ -63,6 +81,8 @@ def query(layout: DatasetLayout, sql: str) -> pl.DataFrame:
         If the data set has no manifest, or the query is not valid, or is not one statement that reads.
     ManifestError
         If a table cannot be read.
+    ConfigurationError
+        If the recorded configuration cannot be read.
     """
     samples, simulations = layout.samples_table, layout.simulations_table
     if not samples.exists() and not simulations.exists():
@@ -70,9 +90,11 @@ def query(layout: DatasetLayout, sql: str) -> pl.DataFrame:
             f"There is nothing to query in {layout.root}: it has no manifest. Give the folder of a data set to which "
             "at least one block was committed."
         )
+    numbers = (None, None) if version is None else (version.number, version.simulations_number)
     with duckdb.connect(":memory:") as connection:
-        connection.register("samples", table_rows(samples, SampleRow))
-        connection.register("simulations", table_rows(simulations, SimulationRow))
+        connection.register("samples", table_rows(samples, SampleRow, numbers[0]))
+        connection.register("simulations", table_rows(simulations, SimulationRow, numbers[1]))
+        connection.register("strata", _strata(layout))
         connection.execute(_CURRENT_SIMULATIONS)
         for setting, value in _CLOSED.items():
             connection.execute(f"SET {setting} = {value}")
@@ -84,7 +106,7 @@ def query(layout: DatasetLayout, sql: str) -> pl.DataFrame:
                     f"A query must be one statement that reads, such as SELECT or DESCRIBE; found {found}. "
                     "The manifest is changed by runs only."
                 )
-            answer = connection.sql(sql)
+            answer = connection.sql(sql, params=dict(parameters) if parameters else None)
             if answer is None:
                 return pl.DataFrame()
             again = sorted({name for name in answer.columns if answer.columns.count(name) > 1})
@@ -95,9 +117,18 @@ def query(layout: DatasetLayout, sql: str) -> pl.DataFrame:
             return _frame(answer.to_arrow_table())
         except duckdb.Error as error:
             raise QueryError(
-                f"The query cannot be answered: {error}\nTables are samples, simulations and current_simulations; "
-                "DESCRIBE samples lists the columns of one. Other tables and files are out of reach."
+                f"The query cannot be answered: {error}\nTables are samples, simulations, current_simulations and "
+                "strata; DESCRIBE samples lists the columns of one. Other tables and files are out of reach."
             ) from error
+
+
+def _strata(layout: DatasetLayout) -> pa.Table:
+    config = recorded_configuration(layout.root)
+    rows = [
+        {"stratum": s.name, "min_mass": s.min_mass, "max_mass": s.upper_mass, "rotations": s.rotations}
+        for s in (config.strata if config is not None else ())
+    ]
+    return pa.Table.from_pylist(rows, _STRATA)
 
 
 def _frame(answer: pa.Table) -> pl.DataFrame:

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from datetime import UTC, timedelta
 from pathlib import Path
 
@@ -6,7 +8,9 @@ import polars as pl
 import pytest
 
 from storage import compaction
+from storage.compaction import compact
 from storage.queries import QueryError, query
+from storage.versions import resolve_version
 
 
 def test_samples_can_be_counted_by_split(dataset) -> None:
@@ -132,6 +136,9 @@ def secret(tmp_path: Path) -> Path:
         "CREATE MACRO f() AS TABLE SELECT * FROM read_text('{folder}/secret.csv')",
         "SELECT * FROM layout",
         "SELECT * FROM sql",
+        "SELECT * FROM parameters",
+        "SELECT * FROM version",
+        "DROP TABLE strata",
         "SELEC 1",
         "SELECT nonsense FROM samples",
         "",
@@ -166,3 +173,42 @@ def test_columns_of_the_same_name_are_refused(dataset) -> None:
     dataset.commit("SB35_0")
     with pytest.raises(QueryError, match="several columns called a"):
         query(dataset.layout, "SELECT 1 AS a, 2 AS a")
+
+
+def test_an_earlier_version_is_asked(dataset) -> None:
+    """Both tables are those of the version, also after rows were replaced and the tables compacted."""
+    dataset.commit("SB35_0", run_id="one")
+    then = resolve_version(dataset.layout)
+    again = dataset.sample_rows("SB35_0", run_id="two").with_columns(halo_mass=9e14)
+    rows = dataset.simulation_rows("SB35_0", run_id="two", status="partial")
+    dataset.open().commit(again, rows, "two", replaced=set(again["sample_id"]))
+    dataset.commit("SB35_1")
+    for table in (dataset.layout.samples_table, dataset.layout.simulations_table):
+        compact(table, {})
+    sql = """
+        SELECT any_value(status) AS status, count(*) AS n, max(halo_mass) AS heaviest,
+            list(DISTINCT samples.run_id) AS runs
+        FROM samples JOIN current_simulations USING (simulation) WHERE simulation = 'SB35_0'
+    """
+    status, n, heaviest, runs = query(dataset.layout, sql, version=then).row(0)
+    assert (status, n, runs) == ("complete", 2, ["one"])
+    assert heaviest < 9e14
+    assert query(dataset.layout, sql).row(0) == ("partial", 2, 9e14, ["two"])
+    assert query(dataset.layout, "SELECT count(*) FROM samples", version=then).item() == 2
+
+
+def test_parameters_are_bound(dataset) -> None:
+    """A parameter of the statement takes the value given, whatever is in it; one that is not given is an error."""
+    dataset.commit("SB35_0", "SB35_1")
+    sql = "SELECT count(*) FROM samples WHERE simulation = $name AND halo >= $halo"
+    assert query(dataset.layout, sql, {"name": "SB35_1", "halo": 0}).item() == 2
+    assert query(dataset.layout, sql, {"name": "x' OR 'a' = 'a", "halo": 0}).item() == 0
+    with pytest.raises(QueryError, match="halo"):
+        query(dataset.layout, sql, {"name": "SB35_1"})
+
+
+def test_asking_loads_no_compiled_kernels() -> None:
+    """What answers questions starts without numba and MPI, whose loading would take longer than an answer."""
+    program = "import sys, storage.questions; print(sorted({'numba', 'mpi4py', 'matplotlib'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
