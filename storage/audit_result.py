@@ -1,6 +1,6 @@
 """What an audit says of a data set: its checks, what they found, and what they measured on the way."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Self
@@ -41,6 +41,7 @@ class AuditCode(StrEnum):
     DUPLICATE_CONTENT = "duplicate_content", "Several samples have the very same bytes."
     WRONG_PATH = "wrong_path", "A sample's file lies in another folder, or has another name, than its row calls for."
     MISSING_FILE = "missing_file", "The manifest lists a sample whose file is not there."
+    MISPLACED_FILE = "misplaced_file", "A sample's file lies in another folder than its row says."
     WRONG_SIZE = "wrong_size", "A sample's file does not have the recorded size."
     UNRECORDED_SAMPLE = "unrecorded_sample", "A planned sample's file is there, and the manifest has no row for it."
     ORPHAN = "orphan", "A file under train/ or test/ belongs to no row of the manifest and to no planned sample."
@@ -138,7 +139,7 @@ class AuditResult:
     checks: tuple[CheckOutcome, ...]
     """In the order in which they were made."""
     findings: tuple[AuditFinding, ...]
-    """Errors first, then by code; no more than `storage.audit.MOST_FINDINGS` of each code."""
+    """Errors first, then by code; no more than `storage.checklist.MOST_FINDINGS` of each code."""
     counts: dict[AuditCode, int]
     """The true number of findings of each code that has any."""
     errors: int
@@ -154,9 +155,9 @@ class AuditResult:
     measures: pl.DataFrame
     """A row per sample that could be read, in the order of `samples`; empty at depth ``known``: ``sample_id``,
     ``suspicion`` (0 is typical; it grows with every check that the sample is far from passing), ``gas_fraction`` and
-    ``star_fraction`` (of all mass in the target window), ``central_contrast`` (mean surface density of the
-    condition's middle against its median ring) and, per map, ``z_<map>``: the robust z-score of its log mass among
-    samples of similar halo mass."""
+    ``star_fraction`` (of all mass within the projected R200c; NaN where the window is too coarse or too small),
+    ``central_contrast`` (surface density of the condition within R200c in units of the window's mean) and, per map,
+    ``z_<map>``: the robust z-score of its log mass among samples of similar halo mass."""
     channels: pl.DataFrame
     """Histograms of ``log10(pixel + 1)``, empty at depth ``known``: ``split``, ``channel``, ``lower``, ``upper``,
     ``pixels``."""
@@ -166,6 +167,8 @@ class AuditResult:
     parameters: pl.DataFrame
     """A row per simulation with samples: ``simulation``, ``split`` and a column per parameter of the table; empty
     where the parameters are out of reach."""
+    offences: pl.DataFrame = field(default_factory=pl.DataFrame)
+    """Every finding, without limit: ``code``, ``severity``, ``subject``, ``simulation``."""
 
     @property
     def ok(self) -> bool:
