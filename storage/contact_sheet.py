@@ -54,8 +54,8 @@ class SheetEntry:
 
 
 @dataclass(frozen=True)
-class _Panel:
-    """One map with the window it shows."""
+class MapPanel:
+    """One map of a sample with the window it shows."""
 
     name: str
     pixels: NDArray[np.float32]
@@ -114,8 +114,8 @@ def contact_sheet(sample: Sample, windows: Windows, title: str | None = None) ->
     ContactSheetError
         If the maps do not have the windows' number and resolution.
     """
-    panels = _panels(sample, windows)
-    norms = _norms([panels])
+    panels = map_panels(sample, windows)
+    norms = colour_scales([panels])
     columns = 4
     rows = math.ceil(len(panels) / columns)
     width, height, left, top, bottom = 3.65, 3.62, 0.35, 0.72, 0.25
@@ -167,8 +167,8 @@ def dataset_contact_sheet(entries: Sequence[SheetEntry], windows: Windows, title
     """
     if not entries:
         raise ContactSheetError("A contact sheet needs at least one sample, but got none.")
-    rows = [_panels(entry.sample, windows) for entry in entries]
-    norms = _norms(rows)
+    rows = [map_panels(entry.sample, windows) for entry in entries]
+    norms = colour_scales(rows)
     side, gap, left, right, top, bottom = 1.95, 0.1, 2.05, 0.25, 1.0, 0.72
     figure = _figure(
         left + len(rows[0]) * (side + gap) + right,
@@ -207,7 +207,14 @@ def write_dataset_contact_sheet(path: Path, entries: Sequence[SheetEntry], windo
     write_bytes(path, dataset_contact_sheet(entries, windows, title))
 
 
-def _panels(sample: Sample, windows: Windows) -> list[_Panel]:
+def map_panels(sample: Sample, windows: Windows) -> list[MapPanel]:
+    """Return all maps of a sample, in the order of the contract.
+
+    Raises
+    ------
+    ContactSheetError
+        If the maps do not have the windows' number and resolution.
+    """
     npix, n_context = windows.resolution, len(windows.context_sizes)
     expected = {
         "condition": (npix, npix),
@@ -224,15 +231,35 @@ def _panels(sample: Sample, windows: Windows) -> list[_Panel]:
     native = windows.native_size
     dark_matter, gas, stars = sample.target
     panels = [
-        _Panel("Condition: N-body dark matter", sample.condition, native, _DARK_MATTER, "native dark matter"),
-        _Panel("Target: dark matter", dark_matter, native, _DARK_MATTER, "native dark matter"),
-        _Panel("Target: gas", gas, native, _GAS, "gas"),
-        _Panel("Target: stars", stars, native, _STARS, "stars"),
+        MapPanel("Condition: N-body dark matter", sample.condition, native, _DARK_MATTER, "native dark matter"),
+        MapPanel("Target: dark matter", dark_matter, native, _DARK_MATTER, "native dark matter"),
+        MapPanel("Target: gas", gas, native, _GAS, "gas"),
+        MapPanel("Target: stars", stars, native, _STARS, "stars"),
     ]
     for index, (size, pixels) in enumerate(zip(windows.context_sizes, sample.large_scale, strict=True)):
         inner = (native, *windows.context_sizes[:index])
-        panels.append(_Panel("Context: N-body dark matter", pixels, size, _DARK_MATTER, "context", inner))
+        panels.append(MapPanel("Context: N-body dark matter", pixels, size, _DARK_MATTER, "context", inner))
     return panels
+
+
+def colour_scales(rows: Iterable[Sequence[MapPanel]]) -> dict[str, LogNorm | None]:
+    """Return the logarithmic colour scale of every group of panels.
+
+    Parameters
+    ----------
+    rows : iterable of sequences of MapPanel
+        The panels of each sample.
+
+    Returns
+    -------
+    dict of str to LogNorm or None
+        By `MapPanel.scale`; None where none of the panels holds any mass.
+    """
+    groups: dict[str, list[NDArray[np.float32]]] = {}
+    for panels in rows:
+        for panel in panels:
+            groups.setdefault(panel.scale, []).append(panel.pixels[panel.pixels > 0])
+    return {scale: _norm(np.concatenate(pixels)) for scale, pixels in groups.items()}
 
 
 def _short(name: str) -> str:
@@ -264,15 +291,6 @@ def _facts(figure: Figure, sample: Sample, windows: Windows, x: float, y: float)
         figure.text(x + 0.105, y - index * step, value, color=_TEXT, fontsize=9)
 
 
-def _norms(rows: Iterable[Sequence[_Panel]]) -> dict[str, LogNorm | None]:
-    """Return the colour scale of every group of panels; None where none of them holds any mass."""
-    groups: dict[str, list[NDArray[np.float32]]] = {}
-    for panels in rows:
-        for panel in panels:
-            groups.setdefault(panel.scale, []).append(panel.pixels[panel.pixels > 0])
-    return {scale: _norm(np.concatenate(pixels)) for scale, pixels in groups.items()}
-
-
 def _norm(masses: NDArray[np.float32]) -> LogNorm | None:
     if masses.size == 0:
         return None
@@ -281,7 +299,7 @@ def _norm(masses: NDArray[np.float32]) -> LogNorm | None:
     return LogNorm(min(max(dimmest, brightest / _DYNAMIC_RANGE), brightest / _SMALLEST_RANGE), brightest)
 
 
-def _draw(axes: Axes, panel: _Panel, norm: LogNorm | None, windows: Windows) -> AxesImage | None:
+def _draw(axes: Axes, panel: MapPanel, norm: LogNorm | None, windows: Windows) -> AxesImage | None:
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
