@@ -60,6 +60,7 @@ def argument_parser() -> argparse.ArgumentParser:
     how.add_argument("--test_frac", type=float, help="share of simulations for testing [0.1]")
     how.add_argument("--seed", type=int, help="seed of everything random [1993]")
     how.add_argument("--backend", choices=[backend.value for backend in Backend], help="projection [fused]")
+    how.add_argument("--refresh", action="store_true", help="make stale samples anew; old files are kept")
     how.add_argument("--dry_run", action="store_true", help="print what would be done, and do nothing")
     return parser
 
@@ -183,7 +184,7 @@ def _lead(comm: MPI.Intracomm, options: argparse.Namespace) -> int:
     try:
         config = configuration(options)
         names = asked_simulations(options, config)
-        run = BatchRun(comm, config, names, options.skip_missing, Console(soft_wrap=False))
+        run = BatchRun(comm, config, names, options.skip_missing, options.refresh, Console(soft_wrap=False))
         status = 0 if run.execute(dry_run=options.dry_run) else 1
     except BindDataError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

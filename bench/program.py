@@ -18,7 +18,7 @@ import numpy as np
 from bench.memory import Measured, on_one_core, one_core, run_measured
 from bind_core.config import DatasetConfig
 from bind_core.halos import halos_in, read_catalogue
-from bind_core.plan import predicted_targets
+from bind_core.plan import predicted_samples
 from bind_core.suite import find_simulation
 from storage.mock_suite import CatalogueLayout, Compression, MockFormat, MockSuite, SnapshotLayout, write_mock_suite
 from tasks.launchers import mpiexec, without_mpi_variables
@@ -122,7 +122,7 @@ def plain_pipeline_seconds(case: Case) -> dict[str, float]:
         "stars": read_species(files.hydro.files, 4),
     }
     reading = time.perf_counter() - start
-    targets = predicted_targets(files.name, files.number, catalogue, config)
+    targets = predicted_samples(files.name, files.number, catalogue, config).targets()
     halos = halos_in(catalogue, config.strata[0])
     box_size = catalogue.headers[0].box_size or 0.0
     config.output_root.mkdir(parents=True, exist_ok=True)

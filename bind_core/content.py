@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bind_core.config import DatasetConfig
+from bind_core.digests import ParticleDigests
 from bind_core.findings import REFETCH, Finding, FindingCode, Severity
 from bind_core.pairing import (
     add_to_coarse_mesh,
@@ -78,6 +79,14 @@ class ContentCheck:
             self.tallies.setdefault(component, PositionTally()).merge(tally)
         for component, mesh in other.meshes.items():
             self.meshes[component] = self.meshes[component] + mesh if component in self.meshes else mesh
+
+    @property
+    def digests(self) -> ParticleDigests:
+        """Digests of all particles seen."""
+        digests = ParticleDigests()
+        for tally in self.tallies.values():
+            digests.merge(tally.digests)
+        return digests
 
     def findings(self, config: DatasetConfig, headers: dict[Role, tuple[SnapshotHeader, ...]]) -> list[Finding]:
         """Return everything that is wrong with the particles seen.

@@ -1,15 +1,15 @@
 """Predicted samples: which haloes of a simulation, in which orientations, a configuration asks for."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bind_core.config import DatasetConfig
-from bind_core.halos import HaloCatalogue, halos_in
+from bind_core.config import DatasetConfig, Stratum
+from bind_core.halos import Halo, HaloCatalogue, halos_in
 from bind_core.rotations import rotation_matrix, seed_entropy
 from bind_core.splits import Split
 
@@ -55,6 +55,8 @@ class SimulationPlan:
     parameters: tuple[float, ...]
     """The simulation's parameters, in the table's order."""
     targets: tuple[Target, ...]
+    replaced: frozenset[str] = frozenset()
+    """Ids of samples that exist and whose rows this attempt replaces or, where they are no targets, removes."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,9 @@ class BlockPlan:
             "config": self.config.model_dump(mode="json"),
             "run_id": self.run_id,
             "block": self.block,
-            "simulations": [asdict(simulation) for simulation in self.simulations],
+            "simulations": [
+                asdict(simulation) | {"replaced": sorted(simulation.replaced)} for simulation in self.simulations
+            ],
         }
         return json.dumps(values)
 
@@ -98,12 +102,70 @@ def _simulation_plan(values: dict[str, Any]) -> SimulationPlan:
             Target(**{**target, "entropy": tuple(target["entropy"]), "halo_center": tuple(target["halo_center"])})
             for target in values["targets"]
         ),
+        replaced=frozenset(values["replaced"]),
     )
 
 
-def predicted_targets(
+@dataclass(frozen=True)
+class PredictedSamples:
+    """Every sample that a configuration asks for of one simulation, without a `Target` for each of them yet."""
+
+    simulation: str
+    number: int | None
+    """The number in the simulation's name."""
+    config: DatasetConfig
+    halos: tuple[tuple[Stratum, Halo], ...] = ()
+    """By stratum, in catalogue order."""
+
+    def __len__(self) -> int:
+        return sum(stratum.rotations for stratum, _ in self.halos)
+
+    @property
+    def n_halos(self) -> int:
+        """Number of haloes that have samples."""
+        return len(self.halos)
+
+    @property
+    def keys(self) -> Iterator[tuple[int, int]]:
+        """Halo and rotation of each sample: by stratum, halo and rotation."""
+        return ((halo.index, rotation) for stratum, halo in self.halos for rotation in range(stratum.rotations))
+
+    def targets(self, wanted: Container[tuple[int, int]] | None = None) -> tuple[Target, ...]:
+        """Return the samples, in the order of `keys`.
+
+        Parameters
+        ----------
+        wanted : container of (int, int), optional
+            Halo and rotation of those to return; all by default.
+        """
+        config = self.config
+        return tuple(
+            Target(
+                simulation=self.simulation,
+                halo=halo.index,
+                rotation=rotation,
+                stratum=stratum.name,
+                entropy=seed_entropy(
+                    config.rotations,
+                    config.root_seed,
+                    self.simulation,
+                    self.number,
+                    halo.index,
+                    halo.ordinal,
+                    rotation,
+                ),
+                halo_mass=halo.mass,
+                halo_center=halo.center,
+            )
+            for stratum, halo in self.halos
+            for rotation in range(stratum.rotations)
+            if wanted is None or (halo.index, rotation) in wanted
+        )
+
+
+def predicted_samples(
     simulation: str, number: int | None, catalogue: HaloCatalogue, config: DatasetConfig
-) -> list[Target]:
+) -> PredictedSamples:
     """Return every sample that a configuration asks for of one simulation.
 
     Parameters
@@ -119,25 +181,11 @@ def predicted_targets(
 
     Returns
     -------
-    list of Target
-        By stratum, halo and rotation; empty where no halo is massive enough.
+    PredictedSamples
+        Empty where no halo is massive enough.
     """
-    return [
-        Target(
-            simulation=simulation,
-            halo=halo.index,
-            rotation=rotation,
-            stratum=stratum.name,
-            entropy=seed_entropy(
-                config.rotations, config.root_seed, simulation, number, halo.index, halo.ordinal, rotation
-            ),
-            halo_mass=halo.mass,
-            halo_center=halo.center,
-        )
-        for stratum in config.strata
-        for halo in halos_in(catalogue, stratum)
-        for rotation in range(stratum.rotations)
-    ]
+    halos = tuple((stratum, halo) for stratum in config.strata for halo in halos_in(catalogue, stratum))
+    return PredictedSamples(simulation, number, config, halos)
 
 
 def in_blocks(names: Sequence[str], simulations_per_block: int) -> list[tuple[str, ...]]:

@@ -9,6 +9,9 @@ from bind_core.mesh import ParticleMesh
 from bind_core.projection import Backend, project_all, project_native
 from bind_core.windows import Windows
 
+OUTPUT_VERSION = 1
+"""Raised by one with every change of the code that makes other samples from the same inputs and settings."""
+
 TARGET_CHANNELS = ("dark_matter", "gas", "stars")
 """The hydrodynamic maps of `Sample.target`, in order."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bind_core.config import BlackHolePolicy, DatasetConfig, StarPolicy
+from bind_core.digests import ParticleDigests
 from bind_core.errors import BindDataError, SnapshotError
 from bind_core.suite import Role
 
@@ -21,7 +22,7 @@ KPC_PER_MPC = 1000.0
 MASS_UNIT = 1e10
 """The files' unit of mass in Msun/h."""
 SLICE_ROWS = 1 << 18
-"""Particles read at once: 6 MB of float64 coordinates."""
+"""Particles read at once: 6 MB of float64 coordinates. Digests that are on record depend on it."""
 BOX_TOLERANCE = 1e-6
 """How far outside the box, in units of its size, rounding may put a position."""
 
@@ -105,7 +106,7 @@ class ComponentSource:
 
 @dataclass
 class PositionTally:
-    """Counts of what is wrong with positions and masses; tallies of parts add up."""
+    """What was read of positions and masses, and what is wrong with them; tallies of parts add up."""
 
     particles: int = 0
     non_finite: int = 0
@@ -123,6 +124,8 @@ class PositionTally:
     """The first dataset with a position that is wrong."""
     bad_masses_in: str = ""
     """The first dataset with a mass that is wrong."""
+    digests: ParticleDigests = field(default_factory=ParticleDigests)
+    """Of what was read."""
 
     def merge(self, other: "PositionTally") -> None:
         """Add the counts of a part that comes later in the files to these."""
@@ -136,6 +139,7 @@ class PositionTally:
         self.file = self.file or other.file
         self.bad_positions_in = self.bad_positions_in or other.bad_positions_in
         self.bad_masses_in = self.bad_masses_in or other.bad_masses_in
+        self.digests.merge(other.digests)
 
 
 @dataclass(frozen=True)
@@ -397,6 +401,7 @@ def _read_piece(file: h5py.File, source: ComponentSource, piece: Piece) -> Parti
     group = file[f"PartType{int(piece.particle_type)}"]
     rows = slice(piece.start, piece.stop)
     raw = _native(group["Coordinates"], rows)
+    read = {"Coordinates": raw}
     positions = np.empty(raw.shape, dtype=np.float32)
     tally = PositionTally(particles=len(raw), file=str(piece.path))
     tally.non_finite, tally.outside, tally.lowest, tally.highest = _into_box(
@@ -407,7 +412,8 @@ def _read_piece(file: h5py.File, source: ComponentSource, piece: Piece) -> Parti
         tally.bad_positions_in = f"{dataset}/Coordinates"
     masses = None
     if "Masses" in group:
-        own = _native(group["Masses"], rows).astype(np.float64) * MASS_UNIT
+        read["Masses"] = _native(group["Masses"], rows)
+        own = read["Masses"].astype(np.float64) * MASS_UNIT
         with np.errstate(over="ignore", invalid="ignore"):
             masses = own.astype(np.float32)
             tally.mass = float(np.sum(own))
@@ -421,9 +427,11 @@ def _read_piece(file: h5py.File, source: ComponentSource, piece: Piece) -> Parti
             masses = np.full(len(raw), table_mass, dtype=np.float32)
         tally.mass = table_mass * len(raw)
     if source.only_formed_stars and piece.particle_type is ParticleType.STARS:
-        formed = _native(group[_FORMATION_TIME], rows) > 0
+        read[_FORMATION_TIME] = _native(group[_FORMATION_TIME], rows)
+        formed = read[_FORMATION_TIME] > 0
         positions = positions[formed]
         masses = None if masses is None else masses[formed]
+    tally.digests.add(str(piece.path), piece.particle_type, piece.start, read)
     return ParticleSlice(positions, masses, tally)
 
 

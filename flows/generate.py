@@ -84,7 +84,12 @@ class _RunningBlock:
 
 
 @flow(name="generate-dataset", flow_run_name="generate {config.set_name}")
-def generate_dataset(config: DatasetConfig, simulations: list[str] | None = None) -> RunSummary | State[RunSummary]:
+def generate_dataset(
+    config: DatasetConfig,
+    simulations: list[str] | None = None,
+    refresh: bool = False,
+    remake: list[str] | None = None,
+) -> RunSummary | State[RunSummary]:
     """Make every sample that the configuration asks for and that does not exist yet.
 
     Parameters
@@ -93,6 +98,11 @@ def generate_dataset(config: DatasetConfig, simulations: list[str] | None = None
         What to make, from what, and how.
     simulations : list of str, optional
         Names of the simulations to consider, such as SB35_0; by default all that have a folder.
+    refresh : bool
+        Make samples anew that would come out differently today, because an input, a setting or the code has changed.
+        What they were is kept, and earlier versions of the manifest still find it.
+    remake : list of str, optional
+        Ids of samples to make anew in any case, because their files are damaged: the run is a repair.
 
     Returns
     -------
@@ -109,7 +119,7 @@ def generate_dataset(config: DatasetConfig, simulations: list[str] | None = None
     """
     # A returned state shows its message on the run's first screen, where an exception would show a traceback.
     try:
-        run = _Run(with_absolute_paths(config), simulations)
+        run = _Run(with_absolute_paths(config), simulations, refresh, remake)
         summary = run.execute()
         run.publish(summary)
     except BindDataError as error:
@@ -120,7 +130,12 @@ def generate_dataset(config: DatasetConfig, simulations: list[str] | None = None
     return summary
 
 
-def run_summary(config: DatasetConfig, simulations: list[str] | None = None) -> RunSummary:
+def run_summary(
+    config: DatasetConfig,
+    simulations: list[str] | None = None,
+    refresh: bool = False,
+    remake: list[str] | None = None,
+) -> RunSummary:
     """Run the flow here and return where each simulation stands, complete or not.
 
     Raises
@@ -129,7 +144,7 @@ def run_summary(config: DatasetConfig, simulations: list[str] | None = None) -> 
         If the run could not start.
     """
     try:
-        return cast(RunSummary, generate_dataset(config, simulations))
+        return cast(RunSummary, generate_dataset(config, simulations, refresh, remake))
     except IncompleteRunError as error:
         return error.summary
 
@@ -140,6 +155,8 @@ class _Run:
 
     config: DatasetConfig
     names: Sequence[str] | None
+    refresh: bool
+    remake: Sequence[str] | None
     run_id: str = field(default_factory=new_run_id)
     made: dict[str, int] = field(default_factory=dict)
     running: list[_RunningBlock] = field(default_factory=list)
@@ -152,15 +169,19 @@ class _Run:
 
     def execute(self) -> RunSummary:
         """Work through all blocks and say where every simulation stands."""
-        manifest = open_dataset(self.layout, self.config)
-        workload: Workload = plan_run(self.config, _unsearched(manifest), self.names)
+        manifest = open_dataset(self.layout, self.config, refresh=self.refresh)
+        workload: Workload = self._plan(manifest, self.remake or ())
         if workload.outstanding:
             prepare_root(self.layout.root)
+            manifest.finish_interrupted()
             self._execute(workload, manifest)
-            workload = plan_run(self.config, _unsearched(manifest), self.names)
+            workload = self._plan(manifest, ())
         else:
             get_run_logger().info("Nothing to do: every sample asked for exists")
         return summarise(manifest, workload, self.run_id, self.made)
+
+    def _plan(self, manifest: Manifest, remake: Sequence[str]) -> Workload:
+        return plan_run(self.config, _unsearched(manifest), self.names, self.refresh, _unsearched(remake))
 
     def _execute(self, workload: Workload, manifest: Manifest) -> None:
         table = read_parameter_table(find_parameter_file(self.config))
@@ -233,9 +254,11 @@ class _Run:
         outcomes = package_block(
             number, self.layout, _unsearched(screened), _unsearched(plan), _unsearched(results), error
         )
-        self.made |= record_block(number, _unsearched(manifest), self.config, _unsearched(outcomes), self.run_id)
+        self.made |= record_block(
+            number, _unsearched(manifest), self.config, _unsearched(outcomes), self.run_id, self.remake is not None
+        )
         for outcome in outcomes:
-            self.progress.finish_simulation(outcome.work.files.name, len(outcome.work.missing))
+            self.progress.finish_simulation(outcome.work.files.name, len(outcome.work.to_make))
 
     def _stop_jobs(self) -> None:
         for block in self.running:

@@ -2,13 +2,17 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
 
 from bind_core.config import DatasetConfig, read_yaml_mapping
 from bind_core.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from storage.layout import DatasetLayout
+    from storage.versions import DatasetVersion
 
 SUITE = "The suite"
 """Panel of the options about simulations in the help of a command."""
@@ -23,6 +27,15 @@ DatasetOption = Annotated[
     Path, typer.Option("--dataset", "-d", envvar="BIND_DATASET", help="Folder of the data set.", show_default="here")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+VersionOption = Annotated[
+    str | None, typer.Option("--version", metavar="N|TAG", help="Number or tag of the version; by default the latest.")
+]
+AtOption = Annotated[
+    str | None,
+    typer.Option(
+        "--at", metavar="TIME", help="The version as of a time, e.g. 2026-11-23 (its end) or 2026-11-23T18:30; UTC."
+    ),
+]
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", help="YAML configuration; by default, the data set's own.")
 ]
@@ -55,6 +68,9 @@ ParameterOption = Annotated[
         help="Parameter table; by default `CosmoAstroSeed_*<set>*.txt` beside or in the folders above.",
         rich_help_panel=SUITE,
     ),
+]
+RefreshOption = Annotated[
+    bool, typer.Option("--refresh", help="Make stale samples anew, as a new version; what they were is kept.")
 ]
 SimulationOption = Annotated[
     list[str] | None,
@@ -138,6 +154,21 @@ def configuration(settings: dict[str, Any]) -> DatasetConfig:
     from storage.preparation import with_absolute_paths
 
     return with_absolute_paths(DatasetConfig.from_values(settings, source="The settings given"))
+
+
+def version_asked(layout: "DatasetLayout", version: str | None, at: str | None) -> "DatasetVersion | None":
+    """Return the version that --version or --at mean, or None if neither is given.
+
+    Raises
+    ------
+    VersionError
+        If both are given, or there is no such version or time.
+    """
+    if version is None and at is None:
+        return None
+    from storage.versions import resolve_version, time_meant
+
+    return resolve_version(layout, version, None if at is None else time_meant(at))
 
 
 def recorded(dataset: Path) -> DatasetConfig:

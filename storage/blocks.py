@@ -1,19 +1,17 @@
 """A block of simulations, before and after its projection: screened, planned, verified."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
 
 from bind_core.config import DatasetConfig
 from bind_core.parameters import ParameterTable
 from bind_core.plan import BlockPlan, SimulationPlan
 from bind_core.splits import split_of
-from bind_core.suite import Role, SimulationFiles
+from bind_core.suite import Role
 from bind_core.validation import Inspection, screen_simulation
 from storage.files import sha256_of
 from storage.layout import DatasetLayout
+from storage.provenance import PARAMETERS, Inputs, describe_inputs, differences, with_snapshot_digests
 from storage.recording import SimulationOutcome
 from storage.results import SampleRecord, SimulationResult
 from storage.workload import SimulationWork
@@ -25,22 +23,22 @@ class ScreenedSimulation:
 
     work: SimulationWork
     inspection: Inspection
-    inputs: str
-    """The input files as a JSON list, described before they were read."""
+    inputs: Inputs
+    """The inputs, described before they were read."""
+    problem: str = ""
+    """Why nothing can be made of it now, though its input may be valid."""
 
 
 def screen_block(
     block: Sequence[SimulationWork], config: DatasetConfig, table: ParameterTable
 ) -> list[ScreenedSimulation]:
     """Validate the input of a block's simulations, as far as the projection will not do so itself."""
-    return [
-        ScreenedSimulation(
-            work=work,
-            inputs=_described(work.files),
-            inspection=screen_simulation(work.files, config, table),
-        )
-        for work in block
-    ]
+    screened = []
+    for work in block:
+        inputs = describe_inputs(work.files, table, [work.inputs])
+        inspection = screen_simulation(work.files, config, table)
+        screened.append(ScreenedSimulation(work, inspection, inputs, _changed_since(work.inputs, inputs)))
+    return screened
 
 
 def plan_block(
@@ -85,30 +83,31 @@ def block_outcomes(
         name = simulation.work.files.name
         simulation_plan, result = planned.get(name), results.get(name)
         findings = simulation.inspection.findings
+        inputs = simulation.inputs
         samples: tuple[SampleRecord, ...] = ()
-        problem = ""
+        problem = simulation.problem
         if simulation_plan is not None:
             if result is None:
                 problem = error or "The projection left no result."
             else:
                 findings += result.findings
+                inputs = with_snapshot_digests(inputs, result.input_digests)
                 samples, unverified = _verified(layout, result)
                 problem = result.error or unverified
-        outcomes.append(
-            SimulationOutcome(simulation.work, findings, simulation.inputs, simulation_plan, samples, problem)
-        )
+        outcomes.append(SimulationOutcome(simulation.work, findings, inputs, simulation_plan, samples, problem))
     return outcomes
 
 
 def _simulation_plan(screened: ScreenedSimulation, config: DatasetConfig) -> SimulationPlan | None:
     work, inspection = screened.work, screened.inspection
-    if inspection.blocked or inspection.parameters is None or not work.missing:
+    if inspection.blocked or inspection.parameters is None or screened.problem or not work.to_make:
         return None
     return SimulationPlan(
         simulation=work.files.name,
         split=split_of(work.files.name, work.files.number, config),
         parameters=tuple(inspection.parameters.tolist()),
-        targets=work.missing,
+        targets=work.to_make,
+        replaced=work.replaced,
     )
 
 
@@ -116,7 +115,7 @@ def _verified(layout: DatasetLayout, result: SimulationResult) -> tuple[tuple[Sa
     """Return the samples whose files are as reported, and a sentence about the first of the others."""
     good, problems = [], []
     for record in result.samples:
-        path = layout.absolute(record.path)
+        path = layout.absolute(record.file)
         try:
             found = (path.stat().st_size, sha256_of(path))
         except OSError as error:
@@ -134,26 +133,9 @@ def _verified(layout: DatasetLayout, result: SimulationResult) -> tuple[tuple[Sa
     return tuple(good), f"{how_many} written: {problems[0]}"
 
 
-def _described(files: SimulationFiles) -> str:
-    """Describe input files by size and modification time, as a JSON list.
-
-    Catalogues, which have been mended in place under the same name before, get a digest too; snapshots are large.
-    """
-    described: list[dict[str, Any]] = []
-    for inputs in files.roles():
-        for path in inputs.files:
-            try:
-                status = path.stat()
-                digest = sha256_of(path) if inputs.role is Role.CATALOGUE else None
-            except OSError:
-                continue
-            described.append(
-                {
-                    "role": inputs.role.value,
-                    "path": str(path.absolute()),
-                    "bytes": status.st_size,
-                    "mtime": datetime.fromtimestamp(status.st_mtime, UTC).isoformat(),
-                    "sha256": digest,
-                }
-            )
-    return json.dumps(described)
+def _changed_since(planned: Inputs, now: Inputs) -> str:
+    """Say what has changed of the inputs that the plan was made from, if anything has."""
+    kinds = (Role.CATALOGUE.value, PARAMETERS)
+    before, after = (tuple(file for file in inputs if file.role in kinds) for inputs in (planned, now))
+    changes = differences(before, after)
+    return f"Its input has changed since this run was planned; run again. {'; '.join(changes)}" if changes else ""

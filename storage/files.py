@@ -74,7 +74,7 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
     try:
-        _make_folder(path.parent)
+        make_folder(path.parent)
         try:
             # Unlike those of `tempfile`, the file gets the permissions that the user's umask gives to any file.
             with temporary.open("xb") as stream:
@@ -85,7 +85,7 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], None]) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _flush_folder(path.parent)
+        flush_folder(path.parent)
     except OSError as error:
         if is_full(error):
             raise StorageFullError.at(path, os.strerror(error.errno or errno.ENOSPC)) from error
@@ -135,15 +135,17 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make a folder and those that it lies in, so that they outlast a power failure."""
     if folder.is_dir():
         return
-    _make_folder(folder.parent)
+    make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
-    _flush_folder(folder.parent)
+    flush_folder(folder.parent)
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
+    """Make renames, links and removals in a folder outlast a power failure."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -110,6 +110,15 @@ class DatasetLayout:
         return self.root / ".work"
 
     @property
+    def staging_folder(self) -> Path:
+        """Samples that were made anew and wait for their rows to be committed."""
+        return self.root / ".staged"
+
+    def superseded_file(self, sha256: str) -> Path:
+        """Return the file that keeps what a sample was before it was made anew, by its digest."""
+        return self.root / "superseded" / sha256[:2] / f"{sha256}.npz"
+
+    @property
     def statistics_folder(self) -> Path:
         """Normalization statistics."""
         return self.root / "data"

@@ -5,15 +5,21 @@ versions can be read back.
 """
 
 import errno
+import getpass
+import os
+import socket
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 import polars as pl
 from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import DeltaError, TableNotFoundError
-from pyarrow import ArrowException, Table, dataset, schema, string
+from pyarrow import ArrowException, Table, array, dataset, schema, string
 from pyarrow.types import is_large_string
 
 from bind_core.config import DatasetConfig
@@ -21,6 +27,7 @@ from bind_core.errors import BindDataError
 from storage.compaction import AFTER_COMMIT, TABLE_SETTINGS, commit_properties, keep_compact
 from storage.files import StorageFullError, write_bytes
 from storage.layout import DatasetLayout
+from storage.replacement import NewFile, OldFile, Replacement, announce, finish, finish_interrupted
 from storage.schemas import ManifestError, Row, SampleRow, SimulationRow, table_schema, validate_rows
 
 SAMPLE_ORDER = ("simulation", "halo", "rotation")
@@ -125,9 +132,24 @@ class Manifest:
         newest = self.simulations().unique("simulation", keep="last", maintain_order=True)
         return newest.sort("simulation")
 
-    def committed_ids(self) -> set[str]:
-        """Return the ids of all samples that exist."""
-        return set(_read(self.layout.samples_table, SampleRow, columns=["sample_id"])["sample_id"])
+    def samples_made_alike(self) -> pl.DataFrame:
+        """Return the committed samples in groups that came from the same inputs, settings and code.
+
+        Returns
+        -------
+        DataFrame
+            A row for each ``simulation``, ``config_digest``, ``inputs_digest`` and ``output_version`` that occur
+            together, with the lists ``halo`` and ``rotation`` of the samples.
+        """
+        groups = ["simulation", "config_digest", "inputs_digest", "output_version"]
+        rows = _read(self.layout.samples_table, SampleRow, columns=[*groups, "halo", "rotation"])
+        return rows.group_by(groups, maintain_order=True).agg("halo", "rotation")
+
+    def run_of_samples(self, sample_ids: Sequence[str]) -> dict[str, str]:
+        """Return the run that made each of some samples; those that do not exist are left out."""
+        named = one_of("sample_id", sample_ids)
+        rows = _read(self.layout.samples_table, SampleRow, columns=["sample_id", "run_id"], where=named)
+        return dict(rows.rows())
 
     @property
     def version(self) -> int:
@@ -140,7 +162,16 @@ class Manifest:
         """All versions of the table ``samples``, oldest first."""
         return [_version(entry) for entry in table_history(self.layout.samples_table)]
 
-    def commit(self, samples: pl.DataFrame | None, simulations: pl.DataFrame, run_id: str) -> int:
+    def commit(
+        self,
+        samples: pl.DataFrame | None,
+        simulations: pl.DataFrame,
+        run_id: str,
+        *,
+        replaced: Collection[str] = (),
+        staged: Mapping[str, str] = MappingProxyType({}),
+        action: str = "generate",
+    ) -> int:
         """Record the outcome of a block: first its samples, in one atomic commit, then its simulations.
 
         A process that is killed in between leaves samples that exist and simulations without a row of this
@@ -154,6 +185,12 @@ class Manifest:
             New rows for the table ``simulations``, at least one.
         run_id : str
             The run; stored with the commit and expected in each row.
+        replaced : collection of str
+            Ids of samples that exist and whose rows go, in the same commit. Their files are kept by their digests.
+        staged : mapping
+            Where the files of new rows lie until then, relative to the root, by id; in their places if not named.
+        action : str
+            What the commit is for: ``generate``, ``refresh``, ``repair``.
 
         Returns
         -------
@@ -178,16 +215,33 @@ class Manifest:
             raise ManifestError("A commit needs at least one row for the table 'simulations', but got none.")
         new = None if samples is None or samples.is_empty() else self._checked(samples, SampleRow, run_id)
         if new is not None:
-            self._refuse_existing(new)
+            self._refuse_existing(new, frozenset(replaced))
         self._record_configuration(self.config)
-        metadata = {"run_id": run_id, "committed_at": datetime.now(UTC).isoformat()}
-        if new is not None:
+        metadata = {
+            "run_id": run_id,
+            "committed_at": datetime.now(UTC).isoformat(),
+            "action": action,
+            "user": _user(),
+            "host": socket.gethostname(),
+            "config_digest": self.config.digest,
+            "code_version": str(attempts["code_version"][0]),
+        }
+        if replaced:
+            self._replace(new, frozenset(replaced), staged, metadata)
+        elif new is not None:
             _append(self.layout.samples_table, new, metadata | {"samples_added": str(new.height)})
         version = self.version
         _append(self.layout.simulations_table, attempts, metadata | {"samples_version": str(version)})
         for table in (self.layout.samples_table, self.layout.simulations_table):
             keep_compact(table, metadata, datetime.now(UTC))
         return version
+
+    def finish_interrupted(self) -> list[str]:
+        """Put the files of rows that a killed run has committed into their places; return these runs.
+
+        Call it only where no other process is writing.
+        """
+        return finish_interrupted(self.layout, self.run_of_samples)
 
     def _checked(self, rows: pl.DataFrame, model: Row, run_id: str) -> pl.DataFrame:
         checked = validate_rows(rows, model)
@@ -200,10 +254,36 @@ class Manifest:
                 )
         return checked
 
-    def _refuse_existing(self, new: pl.DataFrame) -> None:
-        of_these_simulations = dataset.field("simulation").isin(new["simulation"].unique().to_list())
+    def _replace(
+        self, new: pl.DataFrame | None, replaced: frozenset[str], staged: Mapping[str, str], metadata: dict[str, str]
+    ) -> None:
+        """Exchange rows in one commit, and then the files."""
+        going = _read(self.layout.samples_table, SampleRow, where=one_of("sample_id", replaced))
+        coming = going.clear() if new is None else new
+        simulations = sorted({*going["simulation"], *coming["simulation"]})
+        if not simulations:
+            return
+        of_these = one_of("simulation", simulations)
+        before = _read(self.layout.samples_table, SampleRow, where=of_these)
+        rows = pl.concat([before.filter(~pl.col("sample_id").is_in(list(replaced))), coming])
+        replacement = Replacement(
+            metadata["run_id"],
+            new=tuple(
+                NewFile(name, staged[name], path)
+                for name, path in coming.select("sample_id", "path").rows()
+                if name in staged
+            ),
+            old=tuple(OldFile(*file) for file in going.select("sample_id", "path", "sha256").rows()),
+        )
+        journal = announce(self.layout, replacement)
+        counts = {"samples_added": str(coming.height), "samples_removed": str(going.height)}
+        _overwrite(self.layout.samples_table, rows, simulations, metadata | counts)
+        finish(self.layout, replacement, journal)
+
+    def _refuse_existing(self, new: pl.DataFrame, replaced: frozenset[str]) -> None:
+        of_these_simulations = one_of("simulation", new["simulation"].unique())
         known = _read(self.layout.samples_table, SampleRow, columns=["sample_id"], where=of_these_simulations)
-        again = sorted(set(new["sample_id"]) & set(known["sample_id"]))
+        again = sorted(set(new["sample_id"]) & set(known["sample_id"]) - replaced)
         if again:
             more = f" and {len(again) - _SHOWN_IDS} more" if len(again) > _SHOWN_IDS else ""
             raise ManifestError(
@@ -219,7 +299,7 @@ class Manifest:
             write_bytes(path, text)
 
 
-def open_dataset(layout: DatasetLayout, config: DatasetConfig) -> Manifest:
+def open_dataset(layout: DatasetLayout, config: DatasetConfig, *, refresh: bool = False) -> Manifest:
     """Open the manifest of a data set for a run, which may be its first.
 
     Settings that do not decide what is in a sample may differ from the recorded ones: paths, strata, workers.
@@ -231,6 +311,8 @@ def open_dataset(layout: DatasetLayout, config: DatasetConfig) -> Manifest:
         Where the data set lies, or will lie.
     config : DatasetConfig
         The configuration of this run.
+    refresh : bool
+        The run makes samples anew that were made with other settings: these may differ too.
 
     Raises
     ------
@@ -241,9 +323,9 @@ def open_dataset(layout: DatasetLayout, config: DatasetConfig) -> Manifest:
     """
     manifest = Manifest(layout, config)
     recorded = recorded_configuration(layout.root)
-    if recorded is not None and recorded.digest != config.digest:
+    if recorded is not None and recorded.digest != config.digest and not refresh:
         raise ConfigurationMismatchError(_differences(layout, recorded.content, config.content))
-    if recorded is None and manifest.exists():
+    if recorded is None and manifest.exists() and not refresh:
         digests = manifest.simulations()["config_digest"].unique().to_list()
         if digests != [config.digest]:
             raise ConfigurationMismatchError(
@@ -293,7 +375,8 @@ def _differences(layout: DatasetLayout, recorded: dict[str, Any], current: dict[
             lines.append(f"  {name}: the data set has {before}, this run has {now}")
     lines.append(
         f"Samples made with both would not belong together. Set these back (the data set's are in "
-        f"{layout.configuration_file}), or choose another output_root."
+        f"{layout.configuration_file}), choose another output_root, or ask for a refresh (--refresh), which makes the "
+        "samples anew."
     )
     return "\n".join(lines)
 
@@ -417,18 +500,49 @@ def _read(
         ) from error
 
 
+def one_of(column: str, texts: Iterable[str]) -> dataset.Expression:
+    """Return the condition that a column holds one of some texts, of which there may be none."""
+    return dataset.field(column).isin(array(list(texts), string()))
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name, as in some containers
+        return str(os.getuid())
+
+
+def _overwrite(path: Path, rows: pl.DataFrame, simulations: Sequence[str], metadata: dict[str, str]) -> None:
+    """Replace all rows of some simulations in one commit."""
+    names = ", ".join("'" + name.replace("'", "''") + "'" for name in simulations)
+    with _failures_explained(path, rows):
+        write_deltalake(
+            path,
+            _plain(rows),
+            mode="overwrite",
+            predicate=f"simulation IN ({names})",
+            commit_properties=commit_properties(metadata),
+            post_commithook_properties=AFTER_COMMIT,
+        )
+
+
 def _append(path: Path, rows: pl.DataFrame, metadata: dict[str, str]) -> None:
     path.mkdir(parents=True, exist_ok=True)
-    new_table = not _exists(path)
-    try:
+    with _failures_explained(path, rows):
         write_deltalake(
             path,
             _plain(rows),
             mode="append",
-            configuration=TABLE_SETTINGS if new_table else None,
+            configuration=None if _exists(path) else TABLE_SETTINGS,
             commit_properties=commit_properties(metadata),
             post_commithook_properties=AFTER_COMMIT,
         )
+
+
+@contextmanager
+def _failures_explained(path: Path, rows: pl.DataFrame) -> Iterator[None]:
+    try:
+        yield
     except (DeltaError, OSError) as error:
         if f"os error {errno.ENOSPC}" in str(error) or f"os error {errno.EDQUOT}" in str(error):
             raise StorageFullError.at(path, "no space left") from error

@@ -15,8 +15,10 @@ from bind_core.config import DatasetConfig
 from bind_core.findings import Finding, blocks
 from bind_core.plan import SimulationPlan, Target
 from bind_core.rotations import matrix_quaternion
+from bind_core.sample import OUTPUT_VERSION
 from bind_core.splits import split_of
-from storage.manifest import Manifest, table_rows
+from storage.manifest import Manifest, one_of, table_rows
+from storage.provenance import Inputs, digest_of_inputs, to_json
 from storage.results import SampleRecord
 from storage.schemas import SampleRow, SimulationStatus
 from storage.workload import Reason, SimulationWork
@@ -28,14 +30,26 @@ class SimulationOutcome:
 
     work: SimulationWork
     findings: tuple[Finding, ...]
-    inputs: str
-    """The input files as a JSON list, described before they were read."""
+    inputs: Inputs
+    """The inputs, described before they were read, with the digests of what was read."""
     plan: SimulationPlan | None
     """What was to be projected, if anything."""
     samples: tuple[SampleRecord, ...] = ()
     """Written and verified."""
     error: str = ""
     """Why the attempt ended early, if it did for another reason than its input."""
+
+    @property
+    def replaced(self) -> frozenset[str]:
+        """Ids of the rows that go: of samples made anew, and of those that are not predicted any more.
+
+        The latter stay where the attempt did not end as it should.
+        """
+        made = {sample.sample_id for sample in self.samples}
+        if self.error or blocks(self.findings):
+            return self.work.replaced & made
+        predicted = {target.sample_id for target in self.work.to_make}
+        return self.work.replaced - (predicted - made)
 
 
 def code_version() -> str:
@@ -44,9 +58,27 @@ def code_version() -> str:
 
 
 def commit_outcomes(
-    manifest: Manifest, config: DatasetConfig, outcomes: Sequence[SimulationOutcome], run_id: str
+    manifest: Manifest,
+    config: DatasetConfig,
+    outcomes: Sequence[SimulationOutcome],
+    run_id: str,
+    *,
+    repair: bool = False,
 ) -> dict[str, SimulationStatus]:
     """Record what became of the simulations of a block, in one commit.
+
+    Parameters
+    ----------
+    manifest : Manifest
+        The record.
+    config : DatasetConfig
+        The configuration of the run.
+    outcomes : sequence of SimulationOutcome
+        What became of each simulation.
+    run_id : str
+        The run.
+    repair : bool
+        Whether the run mends the data set, which the commit then says.
 
     Returns
     -------
@@ -61,18 +93,20 @@ def commit_outcomes(
     now = datetime.now(UTC)
     common = {"config_digest": config.digest, "code_version": code_version(), "run_id": run_id}
     samples = [
-        _sample_row(target, record, outcome.plan, config) | common | {"created_at": now}
+        _sample_row(target, record, outcome.plan, config)
+        | common
+        | {"inputs_digest": digest_of_inputs(outcome.inputs), "output_version": OUTPUT_VERSION, "created_at": now}
         for outcome in outcomes
         if outcome.plan is not None
         for target, record in _paired(outcome.plan, outcome.samples)
     ]
-    before = _committed_counts(manifest)
+    before = _committed_counts(manifest, [outcome.work.files.name for outcome in outcomes])
     rows: list[dict[str, Any]] = []
     statuses = {}
     for outcome in outcomes:
         name = outcome.work.files.name
-        committed = before.get(name, 0) + len(outcome.samples)
-        statuses[name] = status = _status(outcome, len(outcome.work.predicted) - len(outcome.work.missing))
+        committed = before.get(name, 0) + len(outcome.samples) - len(outcome.replaced)
+        statuses[name] = status = _status(outcome)
         rows.append(
             common
             | {
@@ -81,15 +115,28 @@ def commit_outcomes(
                 "status": str(status),
                 "split": str(split_of(name, outcome.work.files.number, config)),
                 "n_halos": _halos(outcome.work),
-                "n_planned": len(outcome.work.missing),
+                "n_planned": len(outcome.work.to_make),
                 "n_committed": committed,
                 "findings": json.dumps([finding.as_dict() for finding in outcome.findings]),
-                "inputs": outcome.inputs,
+                "inputs": to_json(outcome.inputs),
                 "message": _message(outcome, status),
             }
         )
+    replaced = {name for outcome in outcomes for name in outcome.replaced}
     rows_frame = pl.DataFrame(rows, schema_overrides={"n_halos": pl.Int64})
-    manifest.commit(pl.DataFrame(samples) if samples else None, rows_frame, run_id)
+    manifest.commit(
+        pl.DataFrame(samples) if samples else None,
+        rows_frame,
+        run_id,
+        replaced=replaced,
+        staged={
+            sample.sample_id: sample.written_to
+            for outcome in outcomes
+            for sample in outcome.samples
+            if sample.written_to
+        },
+        action="repair" if repair else "refresh" if replaced else "generate",
+    )
     return statuses
 
 
@@ -118,24 +165,27 @@ def _sample_row(target: Target, record: SampleRecord, plan: SimulationPlan, conf
     }
 
 
-def _committed_counts(manifest: Manifest) -> dict[str, int]:
-    simulations = table_rows(manifest.layout.samples_table, SampleRow).to_table(columns=["simulation"])
-    return Counter(simulations["simulation"].to_pylist())
+def _committed_counts(manifest: Manifest, simulations: Sequence[str]) -> dict[str, int]:
+    of_these = one_of("simulation", simulations)
+    rows = table_rows(manifest.layout.samples_table, SampleRow).to_table(columns=["simulation"], filter=of_these)
+    return Counter(rows["simulation"].to_pylist())
 
 
 def _halos(work: SimulationWork) -> int | None:
     if work.reason in (Reason.ABSENT, Reason.CATALOGUE_UNREADABLE):
         return None
-    return len({target.halo for target in work.predicted})
+    return work.predicted.n_halos
 
 
-def _status(outcome: SimulationOutcome, committed_before: int) -> SimulationStatus:
+def _status(outcome: SimulationOutcome) -> SimulationStatus:
     if blocks(outcome.findings):
         return SimulationStatus.BLOCKED
-    committed = committed_before + len(outcome.samples)
-    if outcome.error or committed < len(outcome.work.predicted):
+    work = outcome.work
+    for_the_first_time = sum(sample.sample_id not in work.replaced for sample in outcome.samples)
+    committed = len(work.predicted) - len(work.missing) + for_the_first_time
+    if outcome.error or committed < len(work.predicted):
         return SimulationStatus.PARTIAL if committed else SimulationStatus.FAILED
-    return SimulationStatus.COMPLETE if outcome.work.predicted else SimulationStatus.NO_WORK
+    return SimulationStatus.COMPLETE if len(work.predicted) else SimulationStatus.NO_WORK
 
 
 def _message(outcome: SimulationOutcome, status: SimulationStatus) -> str:

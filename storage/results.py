@@ -18,6 +18,13 @@ class SampleRecord:
     sha256: str
     masses: dict[str, float]
     """Msun/h, as `Sample.map_masses` returns them."""
+    written_to: str = ""
+    """Where the file lies until its row is committed, relative to the root; empty where that is `path`."""
+
+    @property
+    def file(self) -> str:
+        """Where the file lies before its row is committed, relative to the root."""
+        return self.written_to or self.path
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,8 @@ class SimulationResult:
     simulation: str
     samples: tuple[SampleRecord, ...] = ()
     findings: tuple[Finding, ...] = ()
+    input_digests: dict[str, str] = field(default_factory=dict)
+    """Digest of each snapshot file that was read, by path."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time by phase, on rank 0 of the node."""
     error: str = ""
@@ -39,6 +48,7 @@ class SimulationResult:
                 "simulation": self.simulation,
                 "samples": [asdict(sample) for sample in self.samples],
                 "findings": [finding.as_dict() for finding in self.findings],
+                "input_digests": self.input_digests,
                 "seconds": self.seconds,
                 "error": self.error,
             }
@@ -52,6 +62,7 @@ class SimulationResult:
             simulation=values["simulation"],
             samples=tuple(SampleRecord(**sample) for sample in values["samples"]),
             findings=tuple(Finding.from_dict(finding) for finding in values["findings"]),
+            input_digests=values["input_digests"],
             seconds=values["seconds"],
             error=values["error"],
         )

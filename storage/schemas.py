@@ -57,7 +57,7 @@ class SimulationStatus(StrEnum):
     NO_WORK = "no_work"
     """Its input is valid and holds no halo of any stratum."""
     STALE = "stale"
-    """An input or the configuration has changed since its samples were made."""
+    """An input, the configuration or the code's output has changed since its samples were made."""
 
 
 class SampleRow(pa.DataFrameModel):
@@ -115,7 +115,13 @@ class SampleRow(pa.DataFrameModel):
     config_digest: str = pa.Field(
         str_matches=_DIGEST, description="SHA-256 of the settings that decide what is in a sample."
     )
+    inputs_digest: str = pa.Field(
+        str_matches=_DIGEST, description="SHA-256 of the digests of all inputs that the sample was made from."
+    )
     code_version: str = pa.Field(description="Version of the code that made the sample.")
+    output_version: pl.Int32 = pa.Field(
+        ge=1, description="Version of what the code makes; code of the same output version makes the same sample."
+    )
     run_id: str = pa.Field(description="Run that made the sample.")
     created_at: Annotated[pl.Datetime, "us", "UTC"] = pa.Field(description="When the sample's block was packaged, UTC.")
 
@@ -166,7 +172,7 @@ class SimulationRow(pa.DataFrameModel):
     )
     findings: str = pa.Field(description="What validation found: a JSON list of objects.")
     inputs: str = pa.Field(
-        description="The input files: a JSON list of {role, path, bytes, mtime, sha256 or null}.",
+        description="The inputs: a JSON list of {role, path, bytes, mtime, digest}; the last three may be null.",
     )
     config_digest: str = pa.Field(
         str_matches=_DIGEST, description="SHA-256 of the settings that decide what is in a sample."

@@ -25,6 +25,10 @@ class SimulationSummary:
     """Samples that the configuration asks for; where the catalogue cannot be read, those that exist."""
     committed: int
     """Those of them that exist; where the catalogue cannot be read, all that the last attempt knew of."""
+    missing: int
+    """Planned samples that do not exist."""
+    stale: int
+    """Samples that would come out differently today."""
     made: int
     """Those that this run made."""
     findings: tuple[Finding, ...]
@@ -38,6 +42,8 @@ class SimulationSummary:
             "split": self.split,
             "planned": self.planned,
             "committed": self.committed,
+            "missing": self.missing,
+            "stale": self.stale,
             "made": self.made,
             "message": self.message,
         }
@@ -117,7 +123,10 @@ def summarise(
                 message = (
                     f"Its catalogue was read before, and is now missing or unreadable: {work.files.catalogue.folder}"
                 )
-        elif status in SETTLED and work.outstanding:
+        elif work.stale and status in (*SETTLED, SimulationStatus.PARTIAL):
+            status = SimulationStatus.STALE
+            message = f"{work.explanation}. Make them anew with --refresh."
+        elif status in SETTLED and work.outstanding and work.reason is not Reason.TOUCHED:
             status = SimulationStatus.PARTIAL if len(work.predicted) > len(work.missing) else SimulationStatus.PLANNED
         summaries.append(
             SimulationSummary(
@@ -126,6 +135,8 @@ def summarise(
                 split="" if row is None else row["split"],
                 planned=max(len(work.predicted), exist),
                 committed=exist,
+                missing=len(work.missing),
+                stale=work.n_stale,
                 made=made.get(work.files.name, 0),
                 findings=tuple(
                     Finding.from_dict(finding) for finding in ([] if row is None else json.loads(row["findings"]))

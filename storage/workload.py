@@ -1,19 +1,31 @@
 """What remains to be done: predicted samples minus committed ones, in blocks of simulations."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import polars as pl
 
 from bind_core.config import DatasetConfig
-from bind_core.errors import CatalogueError, ConfigurationError
+from bind_core.errors import CatalogueError, ConfigurationError, ParameterTableError
 from bind_core.halos import read_catalogue
-from bind_core.plan import Target, in_blocks, predicted_targets
+from bind_core.parameters import ParameterTable, find_parameter_file, read_parameter_table
+from bind_core.plan import PredictedSamples, Target, in_blocks, predicted_samples, sample_id
 from bind_core.suite import SimulationFiles, discover_simulations, find_simulation, natural_order
 from storage.manifest import Manifest
 from storage.preparation import is_folder
+from storage.provenance import (
+    InputFile,
+    Inputs,
+    complete,
+    describe_inputs,
+    digest_of_inputs,
+    from_json,
+    with_touched_read,
+)
 from storage.schemas import SimulationStatus
+from storage.staleness import Cause, SampleKey, StaleSamples, stale_samples
 
 
 class Reason(StrEnum):
@@ -21,12 +33,18 @@ class Reason(StrEnum):
 
     SAMPLES_MISSING = "samples missing"
     """Predicted samples are not committed."""
+    SAMPLES_TO_REMAKE = "samples to be made anew"
+    """Samples are stale or damaged, and it was asked for to make them anew."""
     ABSENT = "does not exist"
     """The simulation has no folder under any base path."""
     CATALOGUE_UNREADABLE = "catalogue missing or unreadable"
     """Which samples there should be is not known; validation will say why."""
     NOT_RECORDED = "outcome not recorded"
     """Nothing is to be made, but the manifest does not say so yet."""
+    TOUCHED = "inputs touched"
+    """Nothing is to be made: inputs have another time of modification and the same content, which is noted."""
+    STALE = "stale"
+    """Samples would come out differently today. They are left as they are until a refresh is asked for."""
     NOTHING_TO_DO = "nothing to do"
     """Every predicted sample is committed, or it is recorded that there are none."""
 
@@ -36,15 +54,47 @@ class SimulationWork:
     """What a run would do for one simulation."""
 
     files: SimulationFiles
-    predicted: tuple[Target, ...]
-    missing: tuple[Target, ...]
+    predicted: PredictedSamples
+    """Every sample that the configuration asks for."""
+    missing: frozenset[SampleKey]
     """Those of the predicted samples that are not committed."""
+    stale: tuple[StaleSamples, ...]
+    """Committed samples that would come out differently today."""
+    to_make: tuple[Target, ...]
+    """What a run makes, anew or for the first time."""
+    replaced: frozenset[str]
+    """Ids of committed samples whose rows the run replaces or, where it makes none, removes."""
+    inputs: Inputs
+    """The input files as they are now."""
     reason: Reason
 
     @property
     def outstanding(self) -> bool:
         """Whether the simulation is part of the next run."""
-        return self.reason is not Reason.NOTHING_TO_DO
+        return self.reason not in (Reason.NOTHING_TO_DO, Reason.STALE)
+
+    @property
+    def n_stale(self) -> int:
+        """Number of stale samples."""
+        return sum(len(group.keys) for group in self.stale)
+
+    def as_row(self) -> dict[str, Any]:
+        """Return the work as plain values, for JSON."""
+        return {
+            "simulation": self.files.name,
+            "reason": self.reason.value,
+            "planned": len(self.predicted),
+            "missing": [sample_id(self.files.name, *key) for key in sorted(self.missing)],
+            "stale": [sample_id(self.files.name, *key) for group in self.stale for key in sorted(group.keys)],
+            "why_stale": self.explanation,
+            "to_make": [target.sample_id for target in self.to_make],
+            "to_remove": sorted(self.replaced - {target.sample_id for target in self.to_make}),
+        }
+
+    @property
+    def explanation(self) -> str:
+        """Why its samples are stale, in words; empty where none are."""
+        return " | ".join(f"{len(group.keys):,} samples stale: {group.detail}" for group in self.stale)
 
 
 @dataclass(frozen=True)
@@ -62,7 +112,7 @@ class Workload:
     @property
     def samples(self) -> int:
         """Samples to be made, as far as catalogues can be read."""
-        return sum(len(work.missing) for work in self.outstanding)
+        return sum(len(work.to_make) for work in self.outstanding)
 
     def blocks(self, simulations_per_block: int) -> list[tuple[SimulationWork, ...]]:
         """Return the outstanding simulations in blocks."""
@@ -75,10 +125,17 @@ def has_any_file(files: SimulationFiles) -> bool:
     return any(is_folder(inputs.folder) for inputs in files.roles())
 
 
-def plan_workload(config: DatasetConfig, manifest: Manifest, simulations: Sequence[str] | None = None) -> Workload:
+def plan_workload(
+    config: DatasetConfig,
+    manifest: Manifest,
+    simulations: Sequence[str] | None = None,
+    *,
+    refresh: bool = False,
+    remake: Collection[str] = (),
+) -> Workload:
     """Compare what a configuration asks for with what the manifest has.
 
-    This reads the catalogues and the manifest, and no snapshot.
+    This reads the catalogues and the manifest, and of the snapshots those that were touched since they were read.
 
     Parameters
     ----------
@@ -88,6 +145,10 @@ def plan_workload(config: DatasetConfig, manifest: Manifest, simulations: Sequen
         The record.
     simulations : sequence of str, optional
         Names to consider; by default all that have a folder.
+    refresh : bool
+        Make stale samples anew.
+    remake : collection of str
+        Ids of committed samples to make anew whether they are stale or not.
 
     Raises
     ------
@@ -102,18 +163,26 @@ def plan_workload(config: DatasetConfig, manifest: Manifest, simulations: Sequen
             f"There is no simulation of set {config.set_name} in {bases}: expected folders {config.set_name}_0, "
             f"{config.set_name}_1, … Correct the base folders or the set."
         )
-    return compare(config, manifest, existing if simulations is None else simulations)
+    return compare(
+        config, manifest, existing if simulations is None else simulations, refresh=refresh, remake=frozenset(remake)
+    )
 
 
-def compare(config: DatasetConfig, manifest: Manifest, simulations: Sequence[str]) -> Workload:
+def compare(
+    config: DatasetConfig,
+    manifest: Manifest,
+    simulations: Sequence[str],
+    *,
+    refresh: bool = False,
+    remake: frozenset[str] = frozenset(),
+) -> Workload:
     """Compare what a configuration asks for of some simulations with what the manifest has.
 
     Unlike `plan_workload`, it takes input that is out of reach for input whose catalogues cannot be read.
     """
+    record = _Record(manifest, config, refresh, remake)
     names = sorted(set(simulations), key=natural_order)
-    committed = manifest.committed_ids()
-    recorded = recorded_statuses(manifest)
-    return Workload(tuple(_work(find_simulation(name, config), config, committed, recorded) for name in names))
+    return Workload(tuple(record.work(find_simulation(name, config)) for name in names))
 
 
 def recorded_statuses(manifest: Manifest) -> dict[str, SimulationStatus]:
@@ -125,21 +194,97 @@ def recorded_statuses(manifest: Manifest) -> dict[str, SimulationStatus]:
     }
 
 
-def _work(
-    files: SimulationFiles, config: DatasetConfig, committed: set[str], recorded: dict[str, SimulationStatus]
-) -> SimulationWork:
+class _Record:
+    """What the manifest says, ready to be compared simulation by simulation."""
+
+    def __init__(self, manifest: Manifest, config: DatasetConfig, refresh: bool, remake: frozenset[str]) -> None:
+        self.config = config
+        self.refresh = refresh
+        self.remake = remake
+        self.statuses = recorded_statuses(manifest)
+        self.alike = manifest.samples_made_alike().partition_by("simulation", as_dict=True)
+        self.inputs: Mapping[str, list[str]] = _recorded_inputs(manifest)
+        self.table = _parameter_table(config)
+
+    def work(self, files: SimulationFiles) -> SimulationWork:
+        recorded = [from_json(text) for text in self.inputs.get(files.name, [])]
+        inputs = describe_inputs(files, self.table, recorded)
+        try:
+            catalogue = read_catalogue(files.catalogue.files)
+        except CatalogueError:
+            reason = Reason.CATALOGUE_UNREADABLE if has_any_file(files) else Reason.ABSENT
+            nothing = PredictedSamples(files.name, files.number, self.config)
+            return SimulationWork(files, nothing, frozenset(), (), (), frozenset(), inputs, reason)
+        predicted = predicted_samples(files.name, files.number, catalogue, self.config)
+        alike = self.alike.get((files.name,))
+        committed: set[SampleKey] = set()
+        stale: tuple[StaleSamples, ...] = ()
+        if alike is not None:
+            committed.update(
+                pair
+                for halos, rotations in alike.select("halo", "rotation").iter_rows()
+                for pair in zip(halos, rotations, strict=True)
+            )
+            on_record = {digest_of_inputs(earlier) for earlier in recorded}
+            unrecorded = not on_record.issuperset(alike["inputs_digest"])
+            inputs = with_touched_read(inputs, recorded, self.config, unrecorded=unrecorded)
+            stale = stale_samples(alike, inputs, recorded, self.config)
+        missing = frozenset(key for key in predicted.keys if key not in committed)
+        wanted, replaced = self._asked(files.name, missing, committed, stale)
+        to_make = predicted.targets(wanted) if wanted else ()
+        reason = self._reason(predicted, missing, stale, to_make, replaced, inputs, recorded)
+        return SimulationWork(files, predicted, missing, stale, to_make, replaced, inputs, reason)
+
+    def _asked(
+        self, name: str, missing: frozenset[SampleKey], committed: set[SampleKey], stale: tuple[StaleSamples, ...]
+    ) -> tuple[frozenset[SampleKey], frozenset[str]]:
+        """Return what is to be made, and the ids of the rows that this replaces or removes."""
+        anew = {key for key in committed if sample_id(name, *key) in self.remake} if self.remake else set()
+        if self.refresh:
+            anew.update(key for group in stale for key in group.keys)
+        elif any(Cause.INPUT in group.causes for group in stale):
+            return frozenset(), frozenset()  # samples of two inputs would stand side by side
+        return missing | anew, frozenset(sample_id(name, *key) for key in anew)
+
+    def _reason(
+        self,
+        predicted: PredictedSamples,
+        missing: frozenset[SampleKey],
+        stale: tuple[StaleSamples, ...],
+        to_make: tuple[Target, ...],
+        replaced: frozenset[str],
+        inputs: Inputs,
+        recorded: list[Inputs],
+    ) -> Reason:
+        settled = SimulationStatus.COMPLETE if len(predicted) else SimulationStatus.NO_WORK
+        if replaced:
+            return Reason.SAMPLES_TO_REMAKE
+        if to_make:
+            return Reason.SAMPLES_MISSING
+        if stale:
+            return Reason.STALE
+        if self.statuses.get(predicted.simulation) is not settled:
+            return Reason.NOT_RECORDED
+        noted = bool(recorded) and list(map(_seen, recorded[0])) == list(map(_seen, inputs))
+        # Inputs that were removed when their samples were made are no reason to look for them.
+        return Reason.NOTHING_TO_DO if noted or not complete(inputs, recorded) else Reason.TOUCHED
+
+
+def _seen(file: InputFile) -> tuple[str, int | None, str | None]:
+    return (file.role, file.bytes, file.mtime)
+
+
+def _recorded_inputs(manifest: Manifest) -> dict[str, list[str]]:
+    """Return the inputs of all attempts at each simulation, newest first."""
+    inputs: dict[str, list[str]] = {}
+    for name, text in reversed(manifest.simulations().select("simulation", "inputs").rows()):
+        if text not in inputs.setdefault(name, []):
+            inputs[name].append(text)
+    return inputs
+
+
+def _parameter_table(config: DatasetConfig) -> ParameterTable | None:
     try:
-        catalogue = read_catalogue(files.catalogue.files)
-    except CatalogueError:
-        reason = Reason.CATALOGUE_UNREADABLE if has_any_file(files) else Reason.ABSENT
-        return SimulationWork(files, (), (), reason)
-    predicted = tuple(predicted_targets(files.name, files.number, catalogue, config))
-    missing = tuple(target for target in predicted if target.sample_id not in committed)
-    settled = SimulationStatus.COMPLETE if predicted else SimulationStatus.NO_WORK
-    if missing:
-        reason = Reason.SAMPLES_MISSING
-    elif recorded.get(files.name) is not settled:
-        reason = Reason.NOT_RECORDED
-    else:
-        reason = Reason.NOTHING_TO_DO
-    return SimulationWork(files, predicted, missing, reason)
+        return read_parameter_table(find_parameter_file(config))
+    except ParameterTableError:
+        return None  # a run says so when it needs it

@@ -37,6 +37,8 @@ class BatchRun:
         Simulations asked for; all that exist if None.
     skip_missing : bool
         Leave those out that do not exist.
+    refresh : bool
+        Make stale samples anew.
     console : rich.console.Console
         Where progress and summary are shown.
     """
@@ -47,12 +49,14 @@ class BatchRun:
         config: DatasetConfig,
         names: list[str] | None,
         skip_missing: bool,
+        refresh: bool,
         console: Console,
     ) -> None:
         self.comm = comm
         self.config = config
         self.asked = names
         self.skip_missing = skip_missing
+        self.refresh = refresh
         self.console = console
         self.layout = DatasetLayout(self.config.output_root, self.config.set_name)
         self.run_id = new_run_id()
@@ -65,9 +69,9 @@ class BatchRun:
         BindDataError
             If the run cannot begin or go on; the message says why.
         """
-        manifest = open_dataset(self.layout, self.config)
+        manifest = open_dataset(self.layout, self.config, refresh=self.refresh)
         names, skipped = self._names()
-        workload = plan_workload(self.config, manifest, names)
+        workload = plan_workload(self.config, manifest, names, refresh=self.refresh)
         if dry_run:
             return self._print_plan(workload, skipped)
         made = self._make(workload, manifest) if workload.outstanding else {}
@@ -88,6 +92,7 @@ class BatchRun:
 
     def _make(self, workload: Workload, manifest: Manifest) -> dict[str, int]:
         prepare_root(self.layout.root)
+        manifest.finish_interrupted()
         table = read_parameter_table(find_parameter_file(self.config))
         made: dict[str, int] = {}
         with RunProgress(workload.samples, self.console) as progress:
@@ -99,7 +104,7 @@ class BatchRun:
                 commit_outcomes(manifest, self.config, outcomes, self.run_id)
                 for outcome in outcomes:
                     made[outcome.work.files.name] = len(outcome.samples)
-                    progress.finish_simulation(outcome.work.files.name, len(outcome.work.missing))
+                    progress.finish_simulation(outcome.work.files.name, len(outcome.work.to_make))
         return made
 
     def _project(self, plan: BlockPlan | None, progress: RunProgress) -> dict[str, SimulationResult]:
@@ -117,7 +122,7 @@ class BatchRun:
                 reason += ", which fails the run (--skip_missing leaves it out)"
             self.console.print(
                 f"  {work.files.name}: {reason}; {len(work.predicted):,} samples planned, "
-                f"{len(work.missing):,} to be made",
+                f"{len(work.to_make):,} to be made" + (f" ({work.explanation})" if work.stale else ""),
                 soft_wrap=True,
                 highlight=False,
             )

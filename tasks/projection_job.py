@@ -29,8 +29,10 @@ from numpy.typing import NDArray
 
 from bind_core.config import DatasetConfig
 from bind_core.content import ContentCheck
+from bind_core.digests import ParticleDigests
 from bind_core.errors import BindDataError, SnapshotError
 from bind_core.findings import Finding, blocks
+from bind_core.inputs import snapshot_digests
 from bind_core.mesh import ParticleMesh, cell_counts, cells_per_side_for, scatter
 from bind_core.plan import BlockPlan, SimulationPlan, Target
 from bind_core.sample import TARGET_CHANNELS, Sample, input_maps, target_map
@@ -47,6 +49,7 @@ from bind_core.suite import Role, SimulationFiles, find_simulation
 from bind_core.validation import unreadable
 from storage.files import StorageFullError, remove_stale_temporaries, write_bytes
 from storage.layout import DatasetLayout
+from storage.replacement import staged_path
 from storage.results import SampleRecord, SimulationResult
 from storage.samples import write_sample
 from tasks.progress import Progress, ProgressSink
@@ -250,6 +253,7 @@ class _SimulationJob:
     ) -> None:
         self.node = node
         self.config = plan.config
+        self.run_id = plan.run_id
         self.simulation = simulation
         self.layout = DatasetLayout(plan.config.output_root, plan.config.set_name)
         self.progress = progress
@@ -268,14 +272,15 @@ class _SimulationJob:
         targets = self.simulation.targets
         records: list[SampleRecord] = []
         findings: list[Finding] = []
+        digests: dict[str, str] = {}
         for start in range(0, len(targets), per_batch):
             batch = targets[start : start + per_batch]
             following = self if start + per_batch < len(targets) else self.successor
             with shared_array(self.node, (len(batch), *shape), np.float32) as maps:
-                findings = self._fill(maps, batch, inputs, following)
+                findings, digests = self._fill(maps, batch, inputs, following)
                 with self._timed("write"):
                     records += self._write(maps, batch)
-        return SimulationResult(self.simulation.simulation, tuple(records), tuple(findings), self.seconds)
+        return SimulationResult(self.simulation.simulation, tuple(records), tuple(findings), digests, self.seconds)
 
     def inputs(self) -> _Inputs:
         """Return what is known of the files, looking at them the first time.
@@ -328,10 +333,11 @@ class _SimulationJob:
         targets: Sequence[Target],
         inputs: _Inputs,
         following: "_SimulationJob | None",
-    ) -> list[Finding]:
-        """Project every component onto the maps of every target; return the findings that block nothing.
+    ) -> tuple[list[Finding], dict[str, str]]:
+        """Project every component onto the maps of every target.
 
-        While the last component is projected, the first one of `following` is read.
+        Returns the findings that block nothing, and the digests of the files read. While the last component is
+        projected, the first one of `following` is read.
         """
         check = ContentCheck(self.simulation.simulation, inputs.headers[Role.DMO][0].box_size)
         components = list(Component)
@@ -358,7 +364,7 @@ class _SimulationJob:
         findings += self._content_findings(check, inputs.headers)
         if blocks(findings):
             raise _UnusableInputError(findings)
-        return findings
+        return findings, self._input_digests(check)
 
     def _read_ahead(self, component: Component) -> None:
         """Begin to read this rank's part of a component in the background."""
@@ -482,11 +488,13 @@ class _SimulationJob:
             rotation=target.rotation_matrix(self.config),
         )
         path = self.layout.sample_path(self.simulation.split, target.simulation, target.halo, target.rotation)
+        waits = target.sample_id in self.simulation.replaced
+        file = staged_path(self.layout, self.run_id, path) if waits else path
         try:
-            written = write_sample(path, sample)
+            written = write_sample(file, sample)
         except OSError as error:
             raise OutputError(
-                f"Cannot write the sample {path}: {error.strerror or error}. What was recorded before stays; mend this "
+                f"Cannot write the sample {file}: {error.strerror or error}. What was recorded before stays; mend this "
                 "and run again."
             ) from error
         return SampleRecord(
@@ -495,21 +503,40 @@ class _SimulationJob:
             bytes=written.bytes,
             sha256=written.sha256,
             masses=sample.map_masses(self.config.windows),
+            written_to=self.layout.relative(file) if waits else "",
         )
 
     def _content_findings(self, check: ContentCheck, headers: dict[Role, tuple[SnapshotHeader, ...]]) -> list[Finding]:
         """Return, on every rank, what is wrong with the particles that all ranks have seen."""
-        parts = self.node.gather(check)
+        merged = self._merged(check)
         findings: list[Finding] = []
-        if parts is not None:
-            merged = ContentCheck(check.simulation, check.box_size)
-            for part in parts:
-                merged.merge(part)
+        if merged is not None:
             halos = {target.halo: target for target in self.simulation.targets}.values()
             merged.halo_centers = np.array([halo.halo_center for halo in halos])
             merged.halo_masses = np.array([halo.halo_mass for halo in halos])
             findings = merged.findings(self.config, headers)
         return self.node.bcast(findings)
+
+    def _input_digests(self, check: ContentCheck) -> dict[str, str]:
+        """Return, on every rank, the digest of each snapshot file that all ranks together have read."""
+        merged = self._merged(check)
+
+        def digests() -> dict[str, str]:
+            files = find_simulation(self.simulation.simulation, self.config)
+            particles = ParticleDigests() if merged is None else merged.digests
+            return snapshot_digests((*files.dmo.files, *files.hydro.files), particles)
+
+        return self._on_first_rank(digests)
+
+    def _merged(self, check: ContentCheck) -> ContentCheck | None:
+        """Return, on the node's first rank, what all of its ranks have seen; None on the others."""
+        parts = self.node.gather(check)
+        if parts is None:
+            return None
+        merged = ContentCheck(check.simulation, check.box_size)
+        for part in parts:
+            merged.merge(part)
+        return merged
 
     def _on_first_rank(self, step: Callable[[], Result]) -> Result:
         """Do something on the node's first rank and return its result, or raise its error, on all."""

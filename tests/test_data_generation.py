@@ -18,7 +18,7 @@ from bind_core.inference import halo_conditions, read_particles
 from bind_core.mesh import ParticleMesh
 from bind_core.normalization import denormalize_target, log_transform, normalize, normalize_input
 from bind_core.parameters import read_parameter_table
-from bind_core.plan import predicted_targets
+from bind_core.plan import predicted_samples
 from bind_core.sample import Sample
 from bind_core.snapshot import Component
 from bind_core.suite import SimulationFiles, find_simulation
@@ -190,9 +190,9 @@ def test_windows_keep_their_physical_size_in_any_box(box_size: float) -> None:
 
 def test_a_sample_does_not_depend_on_what_else_is_made(made: Made, tmp_path: Path) -> None:
     """One sample made alone has the bytes that it has among others."""
-    target = predicted_targets(
+    target = predicted_samples(
         made.files.name, made.files.number, read_catalogue(made.files.catalogue.files), made.config
-    )[2]
+    ).targets()[2]
     alone = made.config.model_copy(update={"output_root": tmp_path})
     layout = DatasetLayout(tmp_path, alone.set_name)
     manifest = open_dataset(layout, alone)

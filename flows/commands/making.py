@@ -22,6 +22,7 @@ from flows.options import (
     HydroOption,
     JsonOption,
     ParameterOption,
+    RefreshOption,
     SettingOption,
     SimulationOption,
     configuration,
@@ -132,6 +133,7 @@ def generate(
     rotations: Annotated[int | None, typer.Option(help="Random orientations per halo, in every stratum.")] = None,
     ranks: Annotated[int | None, typer.Option(help="MPI ranks per block of simulations.")] = None,
     option: SettingOption = None,
+    refresh: RefreshOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the flow's log beside the bar.")] = False,
     as_json: JsonOption = False,
@@ -158,12 +160,13 @@ def generate(
             strata = [stratum.model_dump() | {"rotations": rotations} for stratum in chosen.strata]
             chosen = configuration(settings | {"strata": strata})
         if dry_run:
-            sys.exit(_print_workload(chosen, simulation, as_json))
-        _refuse_early(chosen, simulation or [])
+            _print_workload(chosen, simulation, refresh=refresh, only_outstanding=False, as_json=as_json)
+            return
+        _refuse_early(chosen, simulation or [], refresh)
         prepare_prefect(verbose)
         from flows.generate import run_summary
 
-        summary = run_summary(chosen, simulation or None)
+        summary = run_summary(chosen, simulation or None, refresh)
     if as_json:
         print_json(
             {"run_id": summary.run_id, "ok": summary.ok, "simulations": [s.as_row() for s in summary.simulations]}
@@ -173,6 +176,44 @@ def generate(
 
         print_summary(summary, console)
     sys.exit(0 if summary.ok else 1)
+
+
+@commands.command()
+def plan(
+    context: typer.Context,
+    dataset: DatasetOption = Path(),
+    config_file: ConfigOption = None,
+    dmo_base: DmoOption = None,
+    hydro_base: HydroOption = None,
+    catalogue_base: CatalogueOption = None,
+    param_file: ParameterOption = None,
+    set_name: Annotated[str | None, typer.Option("--set", help="Set of simulations.", rich_help_panel=SUITE)] = None,
+    simulation: SimulationOption = None,
+    option: SettingOption = None,
+    missing: Annotated[bool, typer.Option("--missing", help="Only simulations with anything to do.")] = False,
+    refresh: RefreshOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what the next run would do, simulation by simulation, and why; nothing is done.
+
+    With --json, every sample that would be made is listed.
+    """
+    with errors_explained():
+        chosen = configuration(
+            settings_of(
+                context,
+                dataset,
+                config_file,
+                dmo_base,
+                hydro_base,
+                catalogue_base,
+                param_file,
+                set_name,
+                option,
+                ranks=None,
+            )
+        )
+        _print_workload(chosen, simulation, refresh=refresh, only_outstanding=missing, as_json=as_json)
 
 
 @commands.command()
@@ -234,47 +275,46 @@ def validate(
     sys.exit(1 if not reports or any(report.blocked for report in reports) else 0)
 
 
-def _refuse_early(chosen: DatasetConfig, simulations: list[str]) -> None:
+def _refuse_early(chosen: DatasetConfig, simulations: list[str], refresh: bool) -> None:
     """Raise what the flow would refuse anyway, before a server is started for it."""
     from bind_core.suite import discover_simulations, find_simulation
     from storage.layout import DatasetLayout
     from storage.manifest import open_dataset
 
-    open_dataset(DatasetLayout(chosen.output_root, chosen.set_name), chosen)
+    open_dataset(DatasetLayout(chosen.output_root, chosen.set_name), chosen, refresh=refresh)
     discover_simulations(chosen)
     for name in simulations:
         find_simulation(name, chosen)
 
 
-def _print_workload(chosen: DatasetConfig, simulations: list[str] | None, as_json: bool) -> int:
+def _print_workload(
+    chosen: DatasetConfig, simulations: list[str] | None, *, refresh: bool, only_outstanding: bool, as_json: bool
+) -> None:
     from storage.layout import DatasetLayout
     from storage.manifest import open_dataset
     from storage.workload import plan_workload
 
-    manifest = open_dataset(DatasetLayout(chosen.output_root, chosen.set_name), chosen)
-    workload = plan_workload(chosen, manifest, simulations or None)
+    # Other settings than the recorded ones are no mistake here: the plan says what they would make stale.
+    manifest = open_dataset(DatasetLayout(chosen.output_root, chosen.set_name), chosen, refresh=True)
+    workload = plan_workload(chosen, manifest, simulations or None, refresh=refresh)
+    shown = workload.outstanding if only_outstanding else workload.simulations
     if as_json:
-        print_json(
-            [
-                {
-                    "simulation": work.files.name,
-                    "reason": work.reason.value,
-                    "planned": len(work.predicted),
-                    "missing": [target.sample_id for target in work.missing],
-                }
-                for work in workload.simulations
-            ]
-        )
-        return 0
-    table = Table("simulation", "why", "planned", "to be made")
-    for work in workload.simulations:
-        table.add_row(work.files.name, work.reason.value, f"{len(work.predicted):,}", f"{len(work.missing):,}")
+        print_json([work.as_row() for work in shown])
+        return
+    table = Table("simulation", "why", "planned", "missing", "stale", "to be made")
+    for work in shown:
+        numbers = (len(work.predicted), len(work.missing), work.n_stale, len(work.to_make))
+        table.add_row(work.files.name, work.reason.value, *(f"{number:,}" for number in numbers))
     console.print(table)
+    for work in workload.simulations:
+        if work.stale:
+            console.print(f"{work.files.name}: {escape(work.explanation)}")
     blocks = workload.blocks(chosen.simulations_per_block)
     console.print(
         f"{counted(workload.samples, 'sample')} to be made in {counted(len(blocks), 'block')}. Nothing was done."
     )
-    return 0
+    if not refresh and any(work.stale for work in workload.simulations):
+        console.print("Stale samples are made anew with --refresh only.")
 
 
 def _defects(texts: list[str]) -> dict[str, list[Any]]:

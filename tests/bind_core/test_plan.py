@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from bind_core.config import DatasetConfig
 from bind_core.halos import HaloCatalogue
-from bind_core.plan import BlockPlan, SimulationPlan, in_blocks, predicted_targets, sample_id
+from bind_core.plan import BlockPlan, SimulationPlan, in_blocks, predicted_samples, sample_id
 from bind_core.splits import Split
 
 MASSES = np.array([5e13, 2e12, 3e13, 1e11, 1e13])
@@ -20,7 +20,7 @@ def config(**settings):
 
 
 def targets(**settings):
-    return predicted_targets("SB35_3", 3, CATALOGUE, config(**settings))
+    return list(predicted_samples("SB35_3", 3, CATALOGUE, config(**settings)).targets())
 
 
 def test_every_halo_of_every_stratum_gets_its_rotations():

@@ -96,7 +96,9 @@ class ToyDataset:
                         "sha256": file.sha256,
                         **sample.map_masses(self.config.windows),
                         "config_digest": self.config.digest,
+                        "inputs_digest": "0" * 64,
                         "code_version": "0.1.0",
+                        "output_version": 1,
                         "run_id": run_id,
                         "created_at": self.clock,
                     }

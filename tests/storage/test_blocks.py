@@ -12,6 +12,7 @@ from block_runs import layout_of, make, outcomes_of, project, times
 from bind_core.config import DatasetConfig
 from bind_core.findings import FindingCode
 from storage.mock_suite import Defect, MockSuite, write_mock_suite
+from storage.provenance import PARAMETERS, to_json
 
 pytestmark = pytest.mark.mpi
 
@@ -56,8 +57,10 @@ def test_the_plan_asks_for_missing_samples_only(config: DatasetConfig) -> None:
 
 
 def test_input_files_are_described(config: DatasetConfig, suite: MockSuite) -> None:
-    """Every input file is recorded with role, size and time of change, and catalogues with their digest."""
-    described = json.loads(project(config, ["SB35_0"]).screened[0].inputs)
+    """Every input is recorded with role, size, time of change and digest: of catalogues the whole file's."""
+    (outcome,) = outcomes_of(config, project(config, ["SB35_0"]))
+    assert outcome.inputs[-1].role == PARAMETERS and outcome.inputs[-1].digest
+    described = json.loads(to_json(outcome.inputs[:-1]))
     on_disk = {
         str(path): path
         for base in (suite.dmo_base, suite.hydro_base, suite.catalogue_base)
@@ -70,8 +73,9 @@ def test_input_files_are_described(config: DatasetConfig, suite: MockSuite) -> N
         path = on_disk[entry["path"]]
         assert entry["bytes"] == path.stat().st_size
         assert datetime.fromisoformat(entry["mtime"]).timestamp() == pytest.approx(path.stat().st_mtime, abs=1e-5)
-        is_catalogue = suite.catalogue_base in path.parents
-        assert entry["sha256"] == (hashlib.sha256(path.read_bytes()).hexdigest() if is_catalogue else None)
+        assert len(entry["digest"]) == 64
+        if suite.catalogue_base in path.parents:
+            assert entry["digest"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_files_that_are_as_written_are_believed(config: DatasetConfig) -> None:

@@ -76,7 +76,7 @@ def test_rows_say_what_is_in_the_files(config: DatasetConfig) -> None:
 
 def test_seeds_in_the_rows_give_the_rotations(config: DatasetConfig) -> None:
     """A row's seed entropy and stratum are those of the planned sample, so its orientation can be drawn again."""
-    targets = {target.sample_id: target for target in work_of(config, "SB35_0").predicted}
+    targets = {target.sample_id: target for target in work_of(config, "SB35_0").predicted.targets()}
     make(config, ["SB35_0"])
     for row in manifest_of(config).samples().iter_rows(named=True):
         target = targets.pop(row["sample_id"])

@@ -55,7 +55,15 @@ def simulation(name: str, status: SimulationStatus, findings: int = 0, **values:
         Finding(FindingCode.UNREADABLE, name, f"/{name}/file_{i}[red]", "a", "b", "Mend it.", severity)  # type: ignore[arg-type]
         for i in range(findings)
     )
-    defaults: dict = {"split": "train", "planned": 1, "committed": 0, "made": 0, "message": ""}
+    defaults: dict = {
+        "split": "train",
+        "planned": 1,
+        "committed": 0,
+        "missing": 0,
+        "stale": 0,
+        "made": 0,
+        "message": "",
+    }
     return SimulationSummary(simulation=name, status=status, findings=found, **(defaults | values))  # type: ignore[arg-type]
 
 

@@ -1,0 +1,169 @@
+"""Samples that take the place of others: from the folder where they wait to the place of those that they replace.
+
+A sample made anew is written beside the data set, into `DatasetLayout.staging_folder`. Then its row is committed, and
+only then does its file take the old one's place, which is kept under its digest: so a killed run leaves the old samples
+with the old rows, or the new rows and a journal by which the next run finishes. Earlier versions of the manifest find
+the files that they speak of by digest.
+"""
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from storage.files import flush_folder, make_folder, sha256_of, write_bytes
+from storage.layout import DatasetLayout
+
+_JOURNALS = "*.json"
+
+
+@dataclass(frozen=True)
+class NewFile:
+    """A file that waits for its row."""
+
+    sample_id: str
+    staged: str
+    """Where it waits, relative to the root."""
+    path: str
+    """Where it belongs, relative to the root."""
+
+
+@dataclass(frozen=True)
+class OldFile:
+    """A file whose row goes."""
+
+    sample_id: str
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """The files that one commit brings and takes away."""
+
+    run_id: str
+    new: tuple[NewFile, ...]
+    old: tuple[OldFile, ...]
+
+    def to_json(self) -> str:
+        """Return the replacement as JSON that `from_json` reads back."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Rebuild a replacement from what `to_json` returned."""
+        values = json.loads(text)
+        return cls(
+            values["run_id"],
+            tuple(NewFile(**file) for file in values["new"]),
+            tuple(OldFile(**file) for file in values["old"]),
+        )
+
+
+def staged_path(layout: DatasetLayout, run_id: str, path: Path) -> Path:
+    """Return where a run writes the file that will replace another one."""
+    return layout.staging_folder / run_id / layout.relative(path)
+
+
+def announce(layout: DatasetLayout, replacement: Replacement) -> Path:
+    """Write down what is about to be committed, so that another run can finish it; return the journal's file."""
+    journal = layout.staging_folder / replacement.run_id / f"{secrets.token_hex(8)}.json"
+    write_bytes(journal, replacement.to_json().encode())
+    return journal
+
+
+def finish(layout: DatasetLayout, replacement: Replacement, journal: Path) -> None:
+    """Put the new files into their places, once their rows are committed; may be repeated.
+
+    What they replace is kept under its digest, if it is what its row said.
+
+    Parameters
+    ----------
+    layout : DatasetLayout
+        The data set.
+    replacement : Replacement
+        What was committed.
+    journal : Path
+        What `announce` returned; removed at the end.
+    """
+    folders = set()
+    for old in replacement.old:
+        path = layout.absolute(old.path)
+        if path.exists() and sha256_of(path) == old.sha256:
+            _keep(path, layout.superseded_file(old.sha256))
+    coming = {new.path for new in replacement.new}
+    for new in replacement.new:
+        staged, path = layout.absolute(new.staged), layout.absolute(new.path)
+        if staged.exists():
+            make_folder(path.parent)
+            staged.replace(path)
+            folders.add(path.parent)
+    for old in replacement.old:
+        if old.path not in coming:
+            path = layout.absolute(old.path)
+            path.unlink(missing_ok=True)
+            folders.add(path.parent)
+    for folder in filter(Path.is_dir, folders):
+        flush_folder(folder)
+    journal.unlink(missing_ok=True)
+    _remove_empty(layout.staging_folder)
+
+
+def finish_interrupted(layout: DatasetLayout, committed_by: Callable[[Sequence[str]], dict[str, str]]) -> list[str]:
+    """Finish what killed runs have committed, and drop what they have not.
+
+    Call it only where no other process is writing.
+
+    Parameters
+    ----------
+    layout : DatasetLayout
+        The data set.
+    committed_by : callable
+        Returns the run of each committed sample among the ids that it is given.
+
+    Returns
+    -------
+    list of str
+        The runs whose commits were finished.
+    """
+    finished = []
+    for journal in sorted(layout.staging_folder.glob(f"*/{_JOURNALS}")):
+        replacement = Replacement.from_json(journal.read_text(encoding="utf-8"))
+        if _committed(replacement, committed_by):
+            finish(layout, replacement, journal)
+            finished.append(replacement.run_id)
+    shutil.rmtree(layout.staging_folder, ignore_errors=True)
+    return finished
+
+
+def _committed(replacement: Replacement, committed_by: Callable[[Sequence[str]], dict[str, str]]) -> bool:
+    new = {file.sample_id for file in replacement.new}
+    removed = {file.sample_id for file in replacement.old} - new
+    runs = committed_by(sorted(new | removed))
+    return not removed & runs.keys() and all(runs.get(name) == replacement.run_id for name in new)
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove a folder and all below it that hold no file."""
+    for path, _, _ in sorted(os.walk(folder), reverse=True):
+        with suppress(OSError):
+            os.rmdir(path)  # noqa: PTH106
+
+
+def _keep(path: Path, kept: Path) -> None:
+    """Give a file's content a second name, where it does not have it yet."""
+    if kept.exists():
+        return
+    make_folder(kept.parent)
+    try:
+        os.link(path, kept)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without hard links
+        write_bytes(kept, path.read_bytes())
+    flush_folder(kept.parent)
