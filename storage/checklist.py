@@ -34,7 +34,7 @@ class Offenders:
 
     def findings(self, most: int) -> Iterable[AuditFinding]:
         """Yield the first of them as findings."""
-        for subject, simulation, expected, found in self.rows.select(OFFENDER_SCHEMA).head(most).iter_rows():
+        for subject, simulation, expected, found in self.rows.select(*OFFENDER_SCHEMA).head(most).iter_rows():
             query = self.query.replace("{subject}", _quoted(subject)).replace("{simulation}", _quoted(simulation))
             yield AuditFinding(
                 self.code, self.severity, subject or "", simulation or "", expected, found, self.advice, query
