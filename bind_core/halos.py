@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bind_core.config import Stratum
 from bind_core.errors import CatalogueError
-from bind_core.snapshot import KPC_PER_MPC, MASS_UNIT, attribute, open_hdf5
+from bind_core.snapshot import KPC_PER_MPC, MASS_UNIT, attribute, header_attributes, open_hdf5
 
 _MASS, _RADIUS, _POSITION = "Group_M_Crit200", "Group_R_Crit200", "GroupPos"
 _MAX_GROUPS = 1 << 31
@@ -135,11 +135,13 @@ def halos_in(catalogue: HaloCatalogue, stratum: Stratum) -> list[Halo]:
 
 
 def _read_header(file: h5py.File, path: Path) -> CatalogueHeader:
+    header = header_attributes(file)
+
     def number(name: str) -> float | None:
-        value = attribute(file, name)
+        value = attribute(header, name)
         if value is None:
             return None
-        if value.dtype.kind not in "fiu" or value.size == 0 or np.unique(value).size > 1:
+        if value.dtype.kind not in "fiu" or value.size == 0 or (value.size > 1 and np.unique(value).size > 1):
             raise CatalogueError(
                 f"{path}: Header attribute {name} should be one number, found {value.tolist()}. The file is damaged: "
                 "fetch it again."

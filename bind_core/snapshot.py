@@ -180,11 +180,20 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".rstrip(".").replace("\n", " ").replace(". ", ", ")
 
 
-def attribute(file: h5py.File, name: str) -> NDArray | None:
-    """Return a header attribute as an array, from the first group of those that codes write it to; else None."""
-    for group in ("Header", "Parameters", "Cosmology"):
-        if group in file and name in file[group].attrs:
-            return np.atleast_1d(np.asarray(file[group].attrs[name]))
+Attributes = tuple[h5py.AttributeManager, ...]
+
+
+def header_attributes(file: h5py.File) -> Attributes:
+    """Return the attributes of the groups that codes write a header to, of those that are there."""
+    groups = (file.get(name) for name in ("Header", "Parameters", "Cosmology"))
+    return tuple(group.attrs for group in groups if group is not None)
+
+
+def attribute(header: Attributes, name: str) -> NDArray | None:
+    """Return a header attribute as an array, from the first group that has it; else None."""
+    for attributes in header:
+        if name in attributes:
+            return np.atleast_1d(np.asarray(attributes[name]))
     return None
 
 
@@ -203,8 +212,10 @@ def read_header(path: Path) -> SnapshotHeader:
                 "Check that the base paths point at snapshots."
             )
 
+        header = header_attributes(file)
+
         def numbers(name: str) -> NDArray:
-            value = attribute(file, name)
+            value = attribute(header, name)
             if value is not None:
                 return _checked_numbers(path, name, value)
             raise SnapshotError(
@@ -222,8 +233,8 @@ def read_header(path: Path) -> SnapshotHeader:
             return float(value[0])
 
         this_file = _counts(path, "NumPart_ThisFile", numbers("NumPart_ThisFile"))
-        totals = _totals(path, numbers("NumPart_Total"), attribute(file, "NumPart_Total_HighWord"))
-        omega_baryon = attribute(file, "OmegaBaryon")
+        totals = _totals(path, numbers("NumPart_Total"), attribute(header, "NumPart_Total_HighWord"))
+        omega_baryon = attribute(header, "OmegaBaryon")
         return SnapshotHeader(
             box_size=_box_size(path, numbers("BoxSize")),
             mass_table=tuple((numbers("MassTable").astype(np.float64) * MASS_UNIT).tolist()),
@@ -313,7 +324,7 @@ def checked_dataset(
         If the dataset is missing though there are particles, or has the wrong shape or type.
     """
     group = file.get(f"PartType{int(particle_type)}")
-    counts = attribute(file, "NumPart_ThisFile")
+    counts = attribute(header_attributes(file), "NumPart_ThisFile")
     counted = 0 if counts is None or len(counts) <= particle_type else int(counts[particle_type])
     where = f"{path}: dataset PartType{int(particle_type)}/{name}"
     dataset = group.get(name) if isinstance(group, h5py.Group) else None
