@@ -8,6 +8,7 @@ import io
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -367,7 +368,7 @@ def _style(axes: Axes, across: str, up: str) -> None:
         spine.set_visible(side in {"left", "bottom"})
 
 
-def _legend(axes: Axes, handles: list[Patch], **where: object) -> None:
+def _legend(axes: Axes, handles: list[Patch], **where: Any) -> None:
     if handles:
         axes.legend(handles=handles, frameon=False, labelcolor=_INK, fontsize=9, **where)
 
@@ -375,7 +376,7 @@ def _legend(axes: Axes, handles: list[Patch], **where: object) -> None:
 def _svg(figure: Figure, name: str) -> str:
     """Return a figure as SVG for the middle of a page, with the page's variables for colours and its fonts."""
     stream = io.StringIO()
-    settings = {"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}
     unsaid = {"Date": None, "Creator": None, "Format": None, "Type": None}
     with rc_context(settings):
         figure.savefig(stream, format="svg", metadata=unsaid, dpi=_RASTER_DPI)

@@ -90,7 +90,7 @@ def test_no_sample_is_an_empty_gallery(layout: DatasetLayout) -> None:
 
 
 def test_maps_are_shown_upright_and_coloured_by_their_mass(layout: DatasetLayout) -> None:
-    """x' runs to the right and y' upwards: a clump at small x' and large y' is bright at the top left."""
+    """Right is x' and up is y': a clump at small x' and large y' is bright at the top left."""
     result = result_of(layout.root, names(3), haloes=1, rotations=1)
     row = result.samples.row(0, named=True)
     sample = halo_sample(row)
@@ -178,7 +178,7 @@ def test_a_card_holds_all_numbers_of_its_sample(layout: DatasetLayout) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(3.214e13, "3.21 \N{MULTIPLICATION SIGN} 10¹³"), (0.0, "0"), (None, "–"), (float("nan"), "–")],
+    [(3.214e13, "3.21 \N{MULTIPLICATION SIGN} 10¹³"), (0.0, "0"), (None, "\N{EN DASH}"), (float("nan"), "\N{EN DASH}")],
 )
 def test_numbers_are_written_as_people_do(value: float | None, text: str) -> None:
     """Powers of ten are raised, and what is no number is a dash."""
