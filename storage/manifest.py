@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
@@ -25,7 +26,7 @@ from pyarrow.types import is_large_string
 from bind_core.config import DatasetConfig
 from bind_core.errors import BindDataError
 from storage.compaction import AFTER_COMMIT, TABLE_SETTINGS, commit_properties, keep_compact
-from storage.files import StorageFullError, write_bytes
+from storage.files import StorageFullError, sha256_of, write_bytes
 from storage.layout import DatasetLayout
 from storage.replacement import NewFile, OldFile, Replacement, announce, finish, finish_interrupted
 from storage.schemas import ManifestError, Row, SampleRow, SimulationRow, table_schema, validate_rows
@@ -205,27 +206,14 @@ class Manifest:
         StorageFullError
             If the disk or the quota is full.
         """
-        if self.config is None:
-            raise ManifestError(
-                f"The manifest of {self.layout.root} was opened for reading. To commit, open it with "
-                "open_dataset(layout, config)."
-            )
+        metadata = self._metadata(run_id, action)
         attempts = self._checked(simulations, SimulationRow, run_id)
         if attempts.is_empty():
             raise ManifestError("A commit needs at least one row for the table 'simulations', but got none.")
         new = None if samples is None or samples.is_empty() else self._checked(samples, SampleRow, run_id)
         if new is not None:
             self._refuse_existing(new, frozenset(replaced))
-        self._record_configuration(self.config)
-        metadata = {
-            "run_id": run_id,
-            "committed_at": datetime.now(UTC).isoformat(),
-            "action": action,
-            "user": _user(),
-            "host": socket.gethostname(),
-            "config_digest": self.config.digest,
-            "code_version": str(attempts["code_version"][0]),
-        }
+        self._record_configuration()
         if replaced:
             self._replace(new, frozenset(replaced), staged, metadata)
         elif new is not None:
@@ -235,6 +223,39 @@ class Manifest:
         for table in (self.layout.samples_table, self.layout.simulations_table):
             keep_compact(table, metadata, datetime.now(UTC))
         return version
+
+    def remove_duplicates(self, run_id: str) -> int:
+        """Keep one row of each sample: the one that its file is of, if there is such.
+
+        Returns
+        -------
+        int
+            The number of rows removed.
+
+        Raises
+        ------
+        ManifestError
+            If the manifest was opened for reading, or cannot be written.
+        """
+        metadata = self._metadata(run_id, "repair")
+        samples = self.samples()
+        twice = samples.filter(pl.col("sample_id").is_duplicated())
+        if twice.is_empty():
+            return 0
+        simulations = twice["simulation"].unique().sort().to_list()
+        rows = samples.filter(pl.col("simulation").is_in(simulations))
+        of_the_file = [self._is_of_its_file(*row) for row in rows.select("path", "sha256").rows()]
+        kept = rows.with_columns(own=pl.Series(of_the_file)).sort("own", descending=True, maintain_order=True)
+        kept = kept.unique("sample_id", keep="first", maintain_order=True).drop("own")
+        counts = {"samples_added": "0", "samples_removed": str(rows.height - kept.height)}
+        _overwrite(self.layout.samples_table, kept, simulations, metadata | counts)
+        return rows.height - kept.height
+
+    def _is_of_its_file(self, path: str, sha256: str) -> bool:
+        try:
+            return sha256_of(self.layout.absolute(path)) == sha256
+        except (OSError, BindDataError):
+            return False
 
     def finish_interrupted(self) -> list[str]:
         """Put the files of rows that a killed run has committed into their places; return these runs.
@@ -292,8 +313,27 @@ class Manifest:
                 "made them meanwhile."
             )
 
-    def _record_configuration(self, config: DatasetConfig) -> None:
-        text = config.to_yaml().encode()
+    def _metadata(self, run_id: str, action: str) -> dict[str, str]:
+        """Return what a commit says of itself."""
+        if self.config is None:
+            raise ManifestError(
+                f"The manifest of {self.layout.root} was opened for reading. To commit, open it with "
+                "open_dataset(layout, config)."
+            )
+        return {
+            "run_id": run_id,
+            "committed_at": datetime.now(UTC).isoformat(),
+            "action": action,
+            "user": _user(),
+            "host": socket.gethostname(),
+            "config_digest": self.config.digest,
+            "code_version": version("bind-data"),
+        }
+
+    def _record_configuration(self) -> None:
+        if self.config is None:
+            return
+        text = self.config.to_yaml().encode()
         path = self.layout.configuration_file
         if not path.exists() or path.read_bytes() != text:
             write_bytes(path, text)

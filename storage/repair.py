@@ -1,0 +1,137 @@
+"""What mends a data set: rows that are there twice, files in the wrong place, files of no sample, samples to remake."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from bind_core.findings import Severity
+from storage.audit_result import AuditCode, AuditFinding
+from storage.files import flush_folder, make_folder, sha256_of
+from storage.layout import DatasetLayout
+from storage.manifest import Manifest
+
+_SAMPLE_IS_BAD = {
+    AuditCode.SCHEMA,
+    AuditCode.DUPLICATE_PATH,
+    AuditCode.DUPLICATE_CONTENT,
+    AuditCode.WRONG_PATH,
+    AuditCode.MISSING_FILE,
+    AuditCode.MISPLACED_FILE,
+    AuditCode.WRONG_SIZE,
+    AuditCode.WRONG_SPLIT,
+    AuditCode.LEAK,
+    AuditCode.WRONG_STRATUM,
+    AuditCode.WRONG_SEED,
+    AuditCode.WRONG_ORIENTATION,
+    AuditCode.UNREADABLE_FILE,
+    AuditCode.WRONG_DIGEST,
+    AuditCode.BROKEN_CONTRACT,
+    AuditCode.NOT_FINITE,
+    AuditCode.NEGATIVE_MASS,
+    AuditCode.CONSTANT_MAP,
+    AuditCode.WRONG_MASS,
+    AuditCode.WINDOWS_DISAGREE,
+    AuditCode.ROW_DISAGREES,
+}
+_MAKING_MENDS = {AuditCode.UNRECORDED_SAMPLE, AuditCode.WRONG_COUNT, AuditCode.NO_ATTEMPT, AuditCode.STALE}
+
+
+@dataclass(frozen=True)
+class RepairPlan:
+    """What is to be done to mend what an audit found."""
+
+    duplicates: bool
+    """Whether rows are to be removed that are there twice."""
+    moves: tuple[tuple[str, str], ...]
+    """Files to be moved back: from and to, relative to the root."""
+    orphans: tuple[str, ...]
+    """Files to be removed, relative to the root."""
+    remake: tuple[str, ...]
+    """Ids of samples to be made anew."""
+    simulations: tuple[str, ...]
+    """Simulations that something is to be made of."""
+    left: tuple[AuditFinding, ...]
+    """Errors that no repair mends: they need their input mended, or somebody's decision."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self.duplicates or self.moves or self.orphans or self.simulations)
+
+
+def plan_repair(layout: DatasetLayout, manifest: Manifest, findings: Iterable[AuditFinding]) -> RepairPlan:
+    """Return what mends the errors of an audit of the latest version; nothing is changed.
+
+    Parameters
+    ----------
+    layout : DatasetLayout
+        The data set.
+    manifest : Manifest
+        Its record.
+    findings : iterable of AuditFinding
+        Those of the audit; warnings are left alone, but for stale and unrecorded samples.
+    """
+    rows = manifest.samples().select("sample_id", "simulation", "path", "sha256")
+    samples = {name: (simulation, path, sha256) for name, simulation, path, sha256 in rows.rows()}
+    of_simulation: dict[str, list[str]] = {}
+    for name, (simulation, _, _) in samples.items():
+        of_simulation.setdefault(simulation, []).append(name)
+    duplicates = False
+    moves, orphans, left = [], [], []
+    remake, simulations = set(), set()
+    for finding in findings:
+        if finding.code is AuditCode.DUPLICATE_SAMPLE:
+            duplicates = True
+        elif finding.code in _MAKING_MENDS:
+            simulations.add(finding.simulation)
+        elif finding.severity is not Severity.ERROR:
+            continue
+        elif finding.code is AuditCode.ORPHAN:
+            orphans.append(finding.subject)
+        elif finding.code is AuditCode.MISPLACED_FILE and _is(layout, finding.found, samples[finding.subject][2]):
+            moves.append((finding.found, samples[finding.subject][1]))
+        elif finding.code in _SAMPLE_IS_BAD:
+            remake.update([finding.subject] if finding.subject in samples else of_simulation.get(finding.subject, []))
+        else:
+            left.append(finding)
+    simulations.update(samples[name][0] for name in remake)
+    return RepairPlan(
+        duplicates=duplicates,
+        moves=tuple(moves),
+        orphans=tuple(orphans),
+        remake=tuple(sorted(remake)),
+        simulations=tuple(sorted(simulations - {""})),
+        left=tuple(left),
+    )
+
+
+def tidy(layout: DatasetLayout, manifest: Manifest, plan: RepairPlan, run_id: str) -> None:
+    """Do what needs no simulation: remove rows that are there twice, move files back, remove orphans.
+
+    Raises
+    ------
+    ManifestError
+        If the manifest cannot be written.
+    LayoutError
+        If a path leads out of the data set.
+    """
+    if plan.duplicates:
+        manifest.remove_duplicates(run_id)
+    folders = set()
+    for source, target in plan.moves:
+        path = layout.absolute(target)
+        make_folder(path.parent)
+        layout.absolute(source).replace(path)
+        folders.add(path.parent)
+    for orphan in plan.orphans:
+        path = layout.absolute(orphan)
+        path.unlink(missing_ok=True)
+        folders.add(path.parent)
+    for folder in folders:
+        flush_folder(folder)
+
+
+def _is(layout: DatasetLayout, path: str, sha256: str) -> bool:
+    try:
+        return sha256_of(layout.absolute(path)) == sha256
+    except OSError:
+        return False
