@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from bind_core.config import DatasetConfig
 from bind_core.errors import SnapshotError
 from bind_core.halos import Halo
+from bind_core.maps import input_maps
 from bind_core.mesh import ParticleMesh
 from bind_core.projection import Backend
-from bind_core.sample import input_maps
 from bind_core.snapshot import Component, PositionTally, component_source, read_slices
 from bind_core.windows import Windows
 

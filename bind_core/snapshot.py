@@ -8,7 +8,6 @@ from pathlib import Path
 
 import h5py
 import hdf5plugin  # noqa: F401  (registers the Blosc filter, without which the public N-body files are unreadable)
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -415,7 +414,9 @@ def _read_piece(file: h5py.File, source: ComponentSource, piece: Piece) -> Parti
     read = {"Coordinates": raw}
     positions = np.empty(raw.shape, dtype=np.float32)
     tally = PositionTally(particles=len(raw), file=str(piece.path))
-    tally.non_finite, tally.outside, tally.lowest, tally.highest = _into_box(
+    from bind_core.wrapping import into_box
+
+    tally.non_finite, tally.outside, tally.lowest, tally.highest = into_box(
         raw, 1.0 / KPC_PER_MPC, source.box_size, BOX_TOLERANCE * source.box_size, positions
     )
     dataset = f"{piece.path}, PartType{int(piece.particle_type)}"
@@ -507,35 +508,3 @@ def _box_size(path: Path, values: NDArray) -> float:
             f"{path}: Header attribute BoxSize should be one positive size (a cubic box), found {values.tolist()}."
         )
     return float(values[0]) / KPC_PER_MPC
-
-
-@numba.njit(cache=True, nogil=True)
-def _into_box(raw, factor, box_size, tolerance, out):  # type: ignore[no-untyped-def]  # pragma: no cover
-    """Scale positions into `out`, wrapped into [0, box_size); return how many are wrong and the extremes."""
-    non_finite = 0
-    outside = 0
-    lowest = np.inf
-    highest = -np.inf
-    single_box = np.float32(box_size)
-    for i in range(raw.shape[0]):
-        finite = True
-        inside = True
-        for k in range(3):
-            x = np.float64(raw[i, k]) * factor
-            if not np.isfinite(x):
-                finite = False
-                out[i, k] = np.float32(0.0)
-                continue
-            lowest = min(lowest, x)
-            highest = max(highest, x)
-            if x < -tolerance or x > box_size + tolerance:
-                inside = False
-            x -= box_size * np.floor(x / box_size)
-            single = np.float32(x)
-            # Also where x is so far out that the difference has no digits left: what follows indexes a mesh.
-            out[i, k] = single if np.float32(0.0) <= single < single_box else np.float32(0.0)
-        if not finite:
-            non_finite += 1
-        elif not inside:
-            outside += 1
-    return non_finite, outside, lowest, highest

@@ -33,9 +33,10 @@ from bind_core.digests import ParticleDigests
 from bind_core.errors import BindDataError, SnapshotError
 from bind_core.findings import Finding, blocks
 from bind_core.inputs import snapshot_digests
+from bind_core.maps import input_maps, target_map
 from bind_core.mesh import ParticleMesh, cell_counts, cells_per_side_for, scatter
 from bind_core.plan import BlockPlan, SimulationPlan, Target
-from bind_core.sample import TARGET_CHANNELS, Sample, input_maps, target_map
+from bind_core.sample import TARGET_CHANNELS, Sample
 from bind_core.snapshot import (
     Component,
     ComponentSource,
