@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from bind_core.config import DatasetConfig
 from bind_core.content import CRITICAL_DENSITY
 from bind_core.findings import Severity
-from bind_core.projection import Backend
 from bind_core.sample import TARGET_CHANNELS, Sample
 from bind_core.windows import Windows, block_mean
 from storage.archives import ArchiveError, decode_arrays
@@ -21,9 +20,9 @@ from storage.samples import CONTRACT
 
 MASS_TOLERANCE = 1e-6
 """Relative. The recorded masses are float64 sums of the very pixels in the file, in whatever order."""
-WINDOW_TOLERANCE = {Backend.FUSED: 1e-4, Backend.REFERENCE: 1e-4, Backend.PYLIANS: 1e-3}
+WINDOW_TOLERANCE = 1e-5
 """Relative to a wider window's pixel. Both windows come from the same nodes, so that they differ by the rounding of
-float32 alone; Pylians adds in float32 too."""
+float32 alone, which is 1e-7 on real samples of all backends."""
 WINDOW_FLOOR = 1e-6
 """The same relative to the window's brightest pixel, below which rounding may be all there is."""
 LEAST_CONTRAST = 1.0
@@ -143,7 +142,7 @@ class SampleExpectation:
         problems += self._row_problems(sample, row, rotation)
         problems += _mass_problems(sample, row, windows)
         problems += _constant_problems(sample)
-        problems += _window_problems(sample, windows, WINDOW_TOLERANCE[self.config.backend])
+        problems += _window_problems(sample, windows)
         self._measure(inspection, sample, row)
         return inspection
 
@@ -286,7 +285,7 @@ def _mass_problems(sample: Sample, row: dict[str, Any], windows: Windows) -> lis
     ]
 
 
-def _window_problems(sample: Sample, windows: Windows, tolerance: float) -> list[Problem]:
+def _window_problems(sample: Sample, windows: Windows) -> list[Problem]:
     """Hold each window against every narrower one, where they show the same matter."""
     maps = [sample.condition, *sample.large_scale]
     factors = (1, *windows.factors)
@@ -296,7 +295,7 @@ def _window_problems(sample: Sample, windows: Windows, tolerance: float) -> list
             narrow, wide = shared_pixels(maps[inner], maps[outer], factors[inner], factors[outer])
             if not narrow.size:
                 continue
-            allowed = tolerance * np.maximum(narrow, wide) + WINDOW_FLOOR * max(narrow.max(), wide.max())
+            allowed = WINDOW_TOLERANCE * np.maximum(narrow, wide) + WINDOW_FLOOR * max(narrow.max(), wide.max())
             excess = np.abs(narrow - wide) > allowed
             if excess.any():
                 sizes = windows.sizes[inner], windows.sizes[outer]

@@ -114,6 +114,11 @@ class DatasetLayout:
         """Samples that were made anew and wait for their rows to be committed."""
         return self.root / ".staged"
 
+    @property
+    def audit_report_file(self) -> Path:
+        """Report of the latest audit."""
+        return self.root / "audit" / "report.html"
+
     def superseded_file(self, sha256: str) -> Path:
         """Return the file that keeps what a sample was before it was made anew, by its digest."""
         return self.root / "superseded" / sha256[:2] / f"{sha256}.npz"

@@ -1,0 +1,119 @@
+"""The audit of a data set, as a flow."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import cast
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.client.schemas.objects import State
+from prefect.states import Failed
+from prefect.utilities.annotations import quote
+
+from bind_core.errors import BindDataError
+from storage.audit_result import AuditResult, Depth
+from storage.audit_table import findings_by_kind
+from storage.manifest import layout_at
+from storage.versions import resolve_version, time_meant
+from tasks.auditing import audit_dataset_at, write_audit_report
+
+_MOST_SHOWN = 20
+"""Findings of a kind that the verdict's artifact spells out; the report has more."""
+_OUTCOMES = {True: "passed", False: "failed", None: "not made"}
+
+
+class UnsoundDatasetError(BindDataError):
+    """A data set in which an audit has found errors."""
+
+    def __init__(self, result: AuditResult) -> None:
+        super().__init__(result.verdict)
+        self.result = result
+
+
+@flow(name="audit-dataset", flow_run_name="audit {dataset}, {depth}")
+def audit_dataset(
+    dataset: Path,
+    depth: Depth = Depth.KNOWN,
+    version: str | None = None,
+    at: str | None = None,
+    report: Path | None = None,
+    threads: int = 2,
+) -> AuditResult | State[AuditResult]:
+    """Check whether a data set is sound; nothing in it is changed.
+
+    Parameters
+    ----------
+    dataset : Path
+        Root of the data set.
+    depth : Depth
+        ``known`` looks at the manifest and at the files' names and sizes; ``verified`` reads every sample as well.
+    version : str, optional
+        Number or tag of the version; the latest by default.
+    at : str, optional
+        The version as of a time, in ISO 8601.
+    report : Path, optional
+        HTML file for the report; by default ``audit/report.html`` in the data set.
+    threads : int
+        Threads that read samples.
+
+    Returns
+    -------
+    AuditResult
+        If there is no error.
+
+    Raises
+    ------
+    UnsoundDatasetError
+        If there is.
+    BindDataError
+        If there is no data set, or no such version.
+    """
+    # A returned state shows its message on the run's first screen, where an exception would show a traceback.
+    try:
+        layout = layout_at(dataset)
+        asked = None
+        if version is not None or at is not None:
+            asked = resolve_version(layout, version, None if at is None else time_meant(at))
+        result = audit_dataset_at(layout, depth, asked, datetime.now(UTC), threads)
+        unsearched = cast(AuditResult, quote(result))  # its tables are large, and hold no futures to be looked for
+        path = write_audit_report(unsearched, layout, report or layout.audit_report_file)
+    except BindDataError as error:
+        return Failed(message=f"{type(error).__name__}: {error}", data=error)
+    _publish(result, path)
+    get_run_logger().info(result.verdict)
+    if not result.ok:
+        unsound = UnsoundDatasetError(result)
+        return Failed(message=str(unsound), data=unsound)
+    return result
+
+
+def _publish(result: AuditResult, report: Path) -> None:
+    """Leave the checks as a table, the verdict with the findings as text, and a link to the report."""
+    create_table_artifact(
+        [
+            {
+                "check": check.name,
+                "outcome": _OUTCOMES[check.passed],
+                "findings": check.findings,
+                "detail": check.detail,
+            }
+            for check in result.checks
+        ],
+        key="audit-checks",
+        description=result.verdict,
+    )
+    create_markdown_artifact(_explanation(result, report), key="audit-verdict")
+    create_link_artifact(report.absolute().as_uri(), link_text="Report of the audit", key="audit-report")
+
+
+def _explanation(result: AuditResult, report: Path) -> str:
+    lines = ["## " + result.verdict, "", f"Version {result.version}. The report is in `{report.absolute()}`."]
+    for kind in findings_by_kind(result):
+        lines += ["", f"### {kind.severity.value}: {kind.code.value.replace('_', ' ')}: {kind.count:,}", ""]
+        lines += [kind.code.meaning, ""]
+        lines += [f"- {finding.message}" for finding in kind.findings[:_MOST_SHOWN]]
+        if kind.count > _MOST_SHOWN:
+            lines.append(f"- … and {kind.count - _MOST_SHOWN:,} more")
+        if kind.findings[0].query:
+            lines += ["", "```sql", kind.findings[0].query, "```"]
+    return "\n".join(lines)
