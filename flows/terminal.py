@@ -31,27 +31,29 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
-def print_rows(frame: "pl.DataFrame") -> None:
+def print_rows(frame: "pl.DataFrame", on: Console = console) -> None:
     """Print an answer as a table, or row by row where a table would have no room for what is in its cells."""
     rows = ([escape(_cell(value)) for value in row] for row in frame.iter_rows())
-    if frame.width * _NARROWEST_COLUMN <= console.width:
+    if frame.width * _NARROWEST_COLUMN <= on.width:
         table = Table()
         for column in frame.columns:
             table.add_column(escape(column), overflow="fold")  # a path that is cut short leads nowhere
         for row in rows:
             table.add_row(*row)
-        console.print(table)
+        on.print(table)
         return
     indent = max(map(len, frame.columns))
     for number, row in enumerate(rows, start=1):
-        console.print(f"[bold]row {number:,}[/bold]")
+        on.print(f"[bold]row {number:,}[/bold]")
         for column, value in zip(frame.columns, row, strict=True):
-            console.print(f"  {escape(column.ljust(indent))}  {value}".rstrip())
+            on.print(f"  {escape(column.ljust(indent))}  {value}".rstrip())
 
 
 def _cell(value: object) -> str:
     if value is None:
         return ""
+    if isinstance(value, list):
+        return ", ".join(map(_cell, value))
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 

@@ -10,6 +10,7 @@ from storage.manifest import Manifest
 from storage.versions import DatasetVersion
 
 _KEY = ["sample_id", "occurrence"]
+_KINDS = ("added", "removed", "changed")
 _NAMED = ["sample_id", "simulation", "halo", "rotation", "split"]
 
 
@@ -32,10 +33,14 @@ class VersionDifference:
         return self.samples.is_empty() and self.statuses.is_empty()
 
     @property
+    def counts(self) -> dict[str, int]:
+        """How many samples were ``added``, ``removed`` and ``changed``."""
+        return {kind: self.samples.filter(pl.col("what") == kind).height for kind in _KINDS}
+
+    @property
     def per_simulation(self) -> pl.DataFrame:
         """A row per simulation with samples that differ: how many were ``added``, ``removed`` and ``changed``."""
-        kinds = ("added", "removed", "changed")
-        counts = self.samples.group_by("simulation").agg((pl.col("what") == kind).sum().alias(kind) for kind in kinds)
+        counts = self.samples.group_by("simulation").agg((pl.col("what") == kind).sum().alias(kind) for kind in _KINDS)
         return _in_order(counts)
 
     @property

@@ -129,11 +129,6 @@ class DatasetLayout:
         return self.root / "data"
 
     @property
-    def report_file(self) -> Path:
-        """The report of the last audit."""
-        return self.root / "audit" / "report.html"
-
-    @property
     def contact_sheet_file(self) -> Path:
         """Picture of some of the data set's samples."""
         return self.root / "contact_sheet.png"

@@ -20,8 +20,9 @@ from typing import Any
 import polars as pl
 from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import DeltaError, TableNotFoundError
-from pyarrow import ArrowException, Table, array, dataset, schema, string
-from pyarrow.types import is_large_string
+from pyarrow import ArrowException, Schema, Table, array, dataset, schema, string
+from pyarrow.parquet import read_schema, read_table
+from pyarrow.types import is_large_string, is_string_view
 
 from bind_core.config import DatasetConfig
 from bind_core.errors import BindDataError
@@ -467,12 +468,26 @@ def table_rows(path: Path, model: Row, version: int | None = None) -> dataset.Da
         return dataset.dataset(_plain(pl.DataFrame(schema=table_schema(model))))
     files = [path / PurePosixPath(uri).name for uri in table.file_uris()]  # whose folder is percent-encoded
     try:
-        return dataset.dataset(files, schema=schema(table.schema().to_arrow()), format="parquet")
+        return _rows_of(files, schema(table.schema().to_arrow()))
     except (ArrowException, OSError) as error:
         raise ManifestError(
             f"Cannot read the table {path}: {error}. One of its files is missing or damaged; restore it from a copy, "
             "or read an earlier version."
         ) from error
+
+
+def _rows_of(files: list[Path], columns: Schema) -> dataset.Dataset:
+    """Return the rows of Parquet files.
+
+    Files that the Delta library has rewritten by itself, to delete or change rows, hold texts as views, which cannot
+    be filtered; these are loaded and converted.
+    """
+    views = [path for path in files if any(is_string_view(kind) for kind in read_schema(path).types)]
+    plain = dataset.dataset([path for path in files if path not in views], schema=columns, format="parquet")
+    if not views:
+        return plain
+    converted = [read_table(path, partitioning=None).select(columns.names).cast(columns) for path in views]
+    return dataset.dataset([plain, dataset.dataset(converted, schema=columns)])
 
 
 def table_history(path: Path) -> list[dict[str, Any]]:

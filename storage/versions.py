@@ -42,6 +42,23 @@ class DatasetVersion:
     tags: tuple[str, ...] = ()
     """Names given to this version, in order."""
 
+    @property
+    def title(self) -> str:
+        """The version in words: number, tags and time."""
+        if self.committed_at is None:
+            return "The state before the first sample"
+        names = f" ({', '.join(self.tags)})" if self.tags else ""
+        return f"Version {self.number}{names} of {self.committed_at:%Y-%m-%d %H:%M:%S} UTC"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the version as plain values, for JSON."""
+        return {
+            "version": self.number,
+            "simulations_version": self.simulations_number,
+            "committed_at": None if self.committed_at is None else self.committed_at.isoformat(),
+            "tags": list(self.tags),
+        }
+
 
 def resolve_version(
     layout: DatasetLayout, version: str | int | None = None, at: datetime | None = None

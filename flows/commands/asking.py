@@ -1,31 +1,49 @@
 """Commands that ask a data set."""
 
+import json
 import sys
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
+from rich.table import Table
 
 from bind_core.errors import ConfigurationError
-from flows.options import DatasetOption, JsonOption, recorded
+from flows.options import AtOption, DatasetOption, JsonOption, VersionOption, recorded, version_asked
 from flows.terminal import console, counted, error_console, errors_explained, print_json, print_rows, writing
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from storage.layout import DatasetLayout
+    from storage.versions import DatasetVersion
 
 commands = typer.Typer()
 
+_MOST_ROWS = 1000
+"""Rows of a table that are printed; more can neither be read nor laid out in useful time."""
+
 
 @commands.command()
-def status(dataset: DatasetOption = Path(), as_json: JsonOption = False) -> None:
-    """Say where every simulation of a data set stands."""
+def status(
+    dataset: DatasetOption = Path(), version: VersionOption = None, at: AtOption = None, as_json: JsonOption = False
+) -> None:
+    """Say where every simulation of a data set stands, or stood at an earlier version by the record of then."""
     with errors_explained():
         from storage.manifest import Manifest, layout_at
         from storage.summary import summarise
         from storage.summary_table import print_summary
         from storage.workload import compare, recorded_statuses
 
+        layout = layout_at(dataset)
+        meant = version_asked(layout, version, at)
+        if meant is not None:
+            sys.exit(_status_then(layout, meant, as_json))
         chosen = recorded(dataset)
-        manifest = Manifest(layout_at(dataset))
+        manifest = Manifest(layout)
         names = set(recorded_statuses(manifest))
         try:
             from bind_core.suite import discover_simulations
@@ -41,39 +59,69 @@ def status(dataset: DatasetOption = Path(), as_json: JsonOption = False) -> None
     sys.exit(0 if summary.ok else 1)
 
 
-class TableFormat(StrEnum):
-    """How an answer is printed."""
+class AnswerFormat(StrEnum):
+    """How an answer is given."""
 
     TABLE = "table"
     CSV = "csv"
+    PARQUET = "parquet"
     JSON = "json"
 
 
 @commands.command()
 def query(
-    sql: Annotated[str, typer.Argument(help='For example "SELECT split, count(*) FROM samples GROUP BY split".')],
+    sql: Annotated[
+        str | None, typer.Argument(help='For example "SELECT split, count(*) FROM samples GROUP BY split".')
+    ] = None,
     dataset: DatasetOption = Path(),
-    as_format: Annotated[TableFormat, typer.Option("--format", help="How to print the answer.")] = TableFormat.TABLE,
+    version: VersionOption = None,
+    at: AtOption = None,
+    ask: Annotated[
+        str | None, typer.Option("--ask", metavar="NAME", help="Ask a ready question instead of SQL.")
+    ] = None,
+    param: Annotated[
+        list[str] | None,
+        typer.Option("--param", "-p", metavar="NAME=VALUE", help="What the ready question asks for; may be repeated."),
+    ] = None,
+    list_questions: Annotated[bool, typer.Option("--list", help="List the ready questions, and ask none.")] = False,
+    show_question: Annotated[
+        str | None, typer.Option("--show", metavar="NAME", help="Print the SQL of a ready question, and do not ask it.")
+    ] = None,
+    as_format: Annotated[
+        AnswerFormat | None,
+        typer.Option("--format", help="How to give the answer; by default, a table or what the file's name says."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="File to write the answer to.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask the manifest in SQL.
+    """Ask the manifest in SQL, or a ready question, of now or of an earlier version.
 
-    Tables: `samples` (a row per sample), `simulations` (a row per simulation and attempt) and `current_simulations`
-    (the newest attempt at each). Nothing can be changed or read beside them.
+    Tables: `samples` (a row per sample), `simulations` (a row per simulation and attempt), `current_simulations`
+    (the newest attempt at each) and `strata` (what is asked for). Nothing can be changed or read beside them.
     """
     with errors_explained():
-        from flows.answers import answer_as_csv, answer_as_json
+        ways = [sql is not None, ask is not None, list_questions, show_question is not None]
+        if sum(ways) != 1:
+            raise ConfigurationError(
+                "Expected one of a query in SQL, --ask NAME, --list and --show NAME, but got "
+                f"{'none' if not any(ways) else 'several'} of them."
+            )
+        if param and ask is None:
+            raise ConfigurationError("--param belongs to a ready question: give it with --ask NAME.")
+        if list_questions or show_question is not None:
+            _print_questions(show_question, as_json)
+            return
         from storage.manifest import layout_at
         from storage.queries import query as answer
+        from storage.questions import ask as answer_to
 
-        frame = answer(layout_at(dataset), sql)
-        if as_json or as_format is TableFormat.JSON:
-            sys.stdout.write(answer_as_json(frame))
-        elif as_format is TableFormat.CSV:
-            sys.stdout.write(answer_as_csv(frame))
+        layout = layout_at(dataset)
+        meant = version_asked(layout, version, at)
+        if sql is not None:
+            frame = answer(layout, sql, version=meant)
         else:
-            print_rows(frame)
-            console.print(counted(frame.height, "row"))
+            frame = answer_to(layout, str(ask), _parameters(param or []), meant)
+        _give(frame, AnswerFormat.JSON if as_json else as_format, output)
 
 
 @commands.command()
@@ -93,3 +141,86 @@ def show(
         with writing(path):
             write_bytes(path, picture)
     console.print(str(path))
+
+
+def _parameters(texts: list[str]) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not separator or name in values:
+            raise ConfigurationError(f"--param {text}: expected NAME=VALUE, e.g. --param count=20, and each name once.")
+        values[name] = value
+    return values
+
+
+def _print_questions(name: str | None, as_json: bool) -> None:
+    from storage.questions import QUESTIONS, find_question
+
+    questions = QUESTIONS if name is None else (find_question(name),)
+    if as_json:
+        print_json([asdict(question) for question in questions])
+    elif name is not None:
+        console.print(f"-- {questions[0].answers}\n{questions[0].sql};", markup=False)
+    else:
+        table = Table("name", "what it answers", "parameters")
+        for question in questions:
+            asked = [
+                parameter.name if parameter.default is None else f"{parameter.name}={parameter.default}"
+                for parameter in question.parameters
+            ]
+            table.add_row(question.name, question.answers, ", ".join(asked))
+        console.print(table)
+        console.print("Ask one with `bind-data query --ask NAME --param NAME=VALUE`.", markup=False)
+
+
+def _give(frame: "pl.DataFrame", as_format: AnswerFormat | None, output: Path | None) -> None:
+    """Write an answer to a file or to standard output."""
+    from flows.answers import answer_as_csv, answer_as_json, answer_as_parquet, answer_as_table
+
+    if as_format is None:
+        suffix = "" if output is None else output.suffix.removeprefix(".").lower()
+        as_format = AnswerFormat(suffix) if suffix in set(AnswerFormat) else AnswerFormat.TABLE
+    if as_format is AnswerFormat.TABLE and output is None:
+        print_rows(frame.head(_MOST_ROWS))
+        console.print(counted(frame.height, "row"))
+        if frame.height > _MOST_ROWS:
+            error_console.print(
+                f"Only the first {_MOST_ROWS:,} of them are shown; --format csv or --output FILE gives all.",
+                style="yellow",
+            )
+        return
+    if as_format is AnswerFormat.PARQUET and output is None and sys.stdout.isatty():
+        raise ConfigurationError("Parquet is nothing to look at: give --output FILE, or send it to another program.")
+    to_content = {
+        AnswerFormat.TABLE: lambda: answer_as_table(frame).encode(),
+        AnswerFormat.CSV: lambda: answer_as_csv(frame).encode(),
+        AnswerFormat.PARQUET: lambda: answer_as_parquet(frame),
+        AnswerFormat.JSON: lambda: answer_as_json(frame).encode(),
+    }
+    content = to_content[as_format]()
+    if output is None:
+        sys.stdout.buffer.write(content)
+        return
+    from storage.files import write_bytes
+
+    with writing(output):
+        write_bytes(output, content)
+    error_console.print(f"{counted(frame.height, 'row')} in {escape(str(output))}")
+
+
+def _status_then(layout: "DatasetLayout", meant: "DatasetVersion", as_json: bool) -> int:
+    """Print where the simulations stood at a version, by the record alone: the suite's files are those of now."""
+    from storage.questions import ask
+    from storage.schemas import SimulationStatus
+
+    rows = ask(layout, "statuses", version=meant)
+    settled = {SimulationStatus.COMPLETE.value, SimulationStatus.NO_WORK.value}
+    ok = all(status in settled for status in rows["status"])
+    if as_json:
+        simulations = json.loads(rows.write_json())
+        print_json({"ok": ok, "version": meant.as_dict(), "simulations": simulations})
+    else:
+        samples = sum(rows["samples"].to_list())
+        print_rows(rows)
+        console.print(f"{meant.title}, by the record of then: {counted(samples, 'sample')}.", markup=False)
+    return 0 if ok else 1

@@ -1,4 +1,4 @@
-"""Commands that check a data set and mend it."""
+"""The command that checks a data set."""
 
 import sys
 from collections.abc import Callable, Iterator

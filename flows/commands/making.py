@@ -160,7 +160,7 @@ def generate(
             strata = [stratum.model_dump() | {"rotations": rotations} for stratum in chosen.strata]
             chosen = configuration(settings | {"strata": strata})
         if dry_run:
-            _print_workload(chosen, simulation, refresh=refresh, only_outstanding=False, as_json=as_json)
+            _print_workload(chosen, simulation, refresh=refresh, as_json=as_json)
             return
         _refuse_early(chosen, simulation or [], refresh)
         prepare_prefect(verbose)
@@ -213,7 +213,10 @@ def plan(
                 ranks=None,
             )
         )
-        _print_workload(chosen, simulation, refresh=refresh, only_outstanding=missing, as_json=as_json)
+        # Other settings than the recorded ones are no mistake here: the plan says what they would make stale.
+        _print_workload(
+            chosen, simulation, refresh=refresh, other_settings=True, only_outstanding=missing, as_json=as_json
+        )
 
 
 @commands.command()
@@ -288,14 +291,20 @@ def _refuse_early(chosen: DatasetConfig, simulations: list[str], refresh: bool) 
 
 
 def _print_workload(
-    chosen: DatasetConfig, simulations: list[str] | None, *, refresh: bool, only_outstanding: bool, as_json: bool
+    chosen: DatasetConfig,
+    simulations: list[str] | None,
+    *,
+    refresh: bool,
+    other_settings: bool = False,
+    only_outstanding: bool = False,
+    as_json: bool,
 ) -> None:
     from storage.layout import DatasetLayout
     from storage.manifest import open_dataset
     from storage.workload import plan_workload
 
-    # Other settings than the recorded ones are no mistake here: the plan says what they would make stale.
-    manifest = open_dataset(DatasetLayout(chosen.output_root, chosen.set_name), chosen, refresh=True)
+    layout = DatasetLayout(chosen.output_root, chosen.set_name)
+    manifest = open_dataset(layout, chosen, refresh=refresh or other_settings)
     workload = plan_workload(chosen, manifest, simulations or None, refresh=refresh)
     shown = workload.outstanding if only_outstanding else workload.simulations
     if as_json:

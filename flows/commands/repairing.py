@@ -1,0 +1,105 @@
+"""The command that mends a data set."""
+
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from flows.options import DatasetOption, JsonOption, recorded
+from flows.terminal import console, counted, errors_explained, prepare_prefect, print_json
+from storage.audit_result import AuditCode, AuditFinding, AuditResult, Depth
+
+if TYPE_CHECKING:
+    from storage.layout import DatasetLayout
+    from storage.repair import RepairPlan
+
+commands = typer.Typer()
+
+
+@commands.command()
+def repair(
+    dataset: DatasetOption = Path(),
+    depth: Annotated[Depth, typer.Option(help="How far to look for what is broken.")] = Depth.VERIFIED,
+    refresh: Annotated[bool, typer.Option(help="Make stale samples anew as well.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    threads: Annotated[int, typer.Option(min=1, help="Threads that read samples.")] = 2,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the flow's log beside the bar.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Mend what an audit finds: remove orphans and doubled rows, make broken and lost samples anew, and audit again.
+
+    What cannot be mended is said at the end, with exit status 1.
+    """
+    with errors_explained():
+        from storage.audit_table import print_audit
+        from storage.manifest import layout_at, open_dataset
+        from storage.preparation import prepare_root
+        from storage.recording import new_run_id
+        from storage.repair import plan_repair, tidy
+
+        config = recorded(dataset)
+        layout = layout_at(dataset)
+        manifest = open_dataset(layout, config)
+        if not dry_run:
+            prepare_root(layout.root)
+            manifest.finish_interrupted()
+        result = _audited(layout, depth, threads)
+        plan = plan_repair(layout, manifest, _concerned(result.findings, refresh))
+        if not as_json:
+            print_audit(result, console)
+            _print_plan(plan)
+        if not dry_run and not plan.empty:
+            tidy(layout, manifest, plan, new_run_id())
+            if plan.simulations:
+                prepare_prefect(verbose)
+                from flows.generate import run_summary
+
+                run_summary(config, list(plan.simulations), refresh, list(plan.remake))
+            result = _audited(layout, depth, threads)
+            if not as_json:
+                console.print("Audited again:")
+                print_audit(result, console)
+    if as_json:
+        print_json(result.as_dict() | {"repair": _as_dict(plan)})
+    sys.exit(0 if result.ok else 1)
+
+
+def _audited(layout: "DatasetLayout", depth: Depth, threads: int) -> AuditResult:
+    from storage.audit import audit
+
+    return audit(layout, depth, audited_at=datetime.now(UTC), threads=threads)
+
+
+def _concerned(findings: Sequence[AuditFinding], refresh: bool) -> list[AuditFinding]:
+    return [finding for finding in findings if refresh or finding.code is not AuditCode.STALE]
+
+
+def _print_plan(plan: "RepairPlan") -> None:
+    if plan.empty:
+        console.print("There is nothing that a repair would mend.")
+    if plan.duplicates:
+        console.print("Rows that are there twice are removed.")
+    for source, target in plan.moves:
+        console.print(f"moved back: {source} -> {target}", markup=False)
+    for orphan in plan.orphans:
+        console.print(f"removed: {orphan}", markup=False)
+    if plan.simulations:
+        names = ", ".join(plan.simulations)
+        console.print(f"{counted(len(plan.remake), 'sample')} made anew, and what is stale or lost, of {names}.")
+    for finding in plan.left:
+        console.print(f"left as it is: {escape(finding.message)}")
+
+
+def _as_dict(plan: "RepairPlan") -> dict[str, Any]:
+    return {
+        "duplicates": plan.duplicates,
+        "moves": [list(move) for move in plan.moves],
+        "orphans": list(plan.orphans),
+        "remake": list(plan.remake),
+        "simulations": list(plan.simulations),
+        "left": [finding.as_dict() for finding in plan.left],
+    }
