@@ -67,7 +67,7 @@ class Checklist:
             if group.rows.is_empty():
                 continue
             found += group.rows.height
-            self.findings += group.findings(MOST_FINDINGS - self.counts[group.code])
+            self.findings += group.findings(max(0, MOST_FINDINGS - self.counts[group.code]))
             self.counts[group.code] += group.rows.height
             self._offences.append(
                 group.rows.select(

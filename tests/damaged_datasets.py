@@ -55,7 +55,7 @@ class AuditedDataset:
         return AuditedDataset(folder, config)
 
     def audit(self, depth: Depth = Depth.VERIFIED, **options: Any) -> AuditResult:
-        return audit(layout_of(self.config), depth, audited_at=NOON, threads=2, **options)
+        return audit(layout_of(self.config), depth, **({"audited_at": NOON, "threads": 2} | options))
 
     def found(self, depth: Depth = Depth.VERIFIED) -> dict[str, set[str]]:
         """Return what an audit names, by code."""
