@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from flows.options import DatasetOption, JsonOption
+from flows.options import AtOption, DatasetOption, JsonOption, VersionOption, version_asked
 from flows.terminal import console, counted, error_console, errors_explained, print_json, writing
 
 commands = typer.Typer()
@@ -17,7 +17,8 @@ commands = typer.Typer()
 def normalize(
     dataset: DatasetOption = Path(),
     output: Annotated[Path | None, typer.Option(help="Folder for the files; by default the data set's data/.")] = None,
-    version: Annotated[int | None, typer.Option(help="Version of the manifest; by default the latest.")] = None,
+    version: VersionOption = None,
+    at: AtOption = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads that read.")] = 2,
     as_json: JsonOption = False,
 ) -> None:
@@ -27,7 +28,8 @@ def normalize(
         from storage.statistics import compute_statistics, write_statistics
 
         layout = layout_at(dataset)
-        stats = compute_statistics(layout, version=version, threads=threads)
+        meant = version_asked(layout, version, at)
+        stats = compute_statistics(layout, version=None if meant is None else meant.number, threads=threads)
         folder = output or layout.statistics_folder
         with writing(folder):
             files = write_statistics(stats, folder)
@@ -46,8 +48,8 @@ def normalize(
 @commands.command()
 def card(
     dataset: DatasetOption = Path(),
-    version: Annotated[str | None, typer.Option(help="Number or tag of the version; by default the latest.")] = None,
-    at: Annotated[str | None, typer.Option(help="The version as of this time, e.g. 2026-11-24T12:00; UTC.")] = None,
+    version: VersionOption = None,
+    at: AtOption = None,
     output: Annotated[
         Path | None,
         typer.Option(help="Folder for the files; by default the data set's root, which their paths are of."),
@@ -63,11 +65,11 @@ def card(
         from storage.card import write_card
         from storage.card_facts import Publication
         from storage.manifest import layout_at
-        from storage.versions import resolve_version, time_meant
+        from storage.versions import resolve_version
 
         layout = layout_at(dataset)
         publication = Publication(tuple(creator or ()), licence, url, citation)
-        meant = resolve_version(layout, version, None if at is None else time_meant(at))
+        meant = version_asked(layout, version, at) or resolve_version(layout)
         with writing(output or layout.root):
             written = write_card(layout, meant, publication, datetime.now(UTC), output)
     if as_json:
