@@ -23,7 +23,7 @@ from bind_core.splits import Split
 from storage.audit_result import AuditCode, AuditFinding, AuditResult
 from storage.files import write_bytes
 from storage.layout import DatasetLayout
-from storage.report_gallery import gallery_of, picked_by_suspicion
+from storage.report_gallery import gallery_of, map_title, picked_by_suspicion
 from storage.report_plots import MOST_POINTS, channel_plots, coverage_strips, mass_function_plot, orientation_plot
 from storage.schemas import SimulationStatus
 
@@ -119,7 +119,7 @@ def write_report(result: AuditResult, layout: DatasetLayout, path: Path) -> Path
 def render_report(result: AuditResult, layout: DatasetLayout) -> str:
     """Return the report of an audit as HTML; see `write_report`."""
     script = _part("report.js")
-    groups = _groups(result)
+    groups, windows = _groups(result), result.config.windows
     fingerprint = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     return (
         _environment()
@@ -136,7 +136,7 @@ def render_report(result: AuditResult, layout: DatasetLayout) -> str:
             matrix=_matrix(result.simulations),
             mass_function=_drawn(mass_function_plot(result.samples, result.halo_masses)),
             orientations=_drawn(orientation_plot(result.samples)),
-            channels=[(plot.channel, Markup(plot.svg)) for plot in channel_plots(result.channels)],  # noqa: S704
+            channels=[(map_title(plot.channel, windows), Markup(plot.svg)) for plot in channel_plots(result.channels)],  # noqa: S704
             strips=coverage_strips(result.parameters),
             many_orientations=result.samples.height > MOST_POINTS,
             gallery=gallery_of(result, layout),

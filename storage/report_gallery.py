@@ -14,6 +14,7 @@ from PIL import Image
 
 from bind_core.errors import BindDataError
 from bind_core.findings import Severity
+from bind_core.windows import Windows
 from storage.audit_result import AuditFinding, AuditResult, Depth
 from storage.contact_sheet import UNIT, MapPanel, colour_scales, map_panels
 from storage.layout import DatasetLayout
@@ -147,6 +148,7 @@ def gallery_of(result: AuditResult, layout: DatasetLayout) -> Gallery:
                     scales,
                     problems.get(row["sample_id"], ""),
                     about[row["sample_id"]],
+                    result.config.windows,
                 )
                 for row in pick.rows
             ),
@@ -170,6 +172,13 @@ def scientific(value: float | None) -> str:
         return "0"
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{mantissa} \N{MULTIPLICATION SIGN} 10{str(int(exponent)).translate(_RAISED)}"
+
+
+def map_title(name: str, windows: Windows) -> str:
+    """Return a map's or a measure's name in words, with the size of the window where it is one of several."""
+    for index, size in enumerate(windows.context_sizes):
+        name = name.replace(f"large_scale_{index}", f"context {size:g} Mpc/h")
+    return name.replace("_", " ")
 
 
 def _picks(result: AuditResult) -> list[_Pick]:
@@ -254,11 +263,18 @@ def _measures_of(result: AuditResult, wanted: dict[str, tuple[AuditFinding, ...]
 
 
 def _recorded_content(row: dict, layout: DatasetLayout) -> bytes:
-    """Return the bytes of a sample's file."""
+    """Return the bytes that a row is about, or those that lie in their place.
+
+    A sample of an earlier version may have been made anew since; what it was then is kept by its digest.
+    """
+    place, kept = layout.absolute(row["path"]), layout.superseded_file(row["sha256"])
     try:
-        return layout.absolute(row["path"]).read_bytes()
+        content = place.read_bytes()
+        if hashlib.sha256(content).hexdigest() != row["sha256"] and kept.is_file():
+            content = kept.read_bytes()
     except OSError as error:
         raise SampleError(f"Cannot read {row['path']}: {error.strerror or error}.") from error
+    return content
 
 
 def _card(
@@ -268,6 +284,7 @@ def _card(
     scales: dict[str, LogNorm | None],
     problem: str,
     findings: tuple[AuditFinding, ...],
+    windows: Windows,
 ) -> Card:
     suspicion = measures.get("suspicion")
     return Card(
@@ -276,16 +293,16 @@ def _card(
         suspicion=suspicion,
         pictures=tuple(_picture(panel, scales[panel.scale]) for panel in panels),
         problem=problem,
-        facts=_facts(row, measures),
+        facts=_facts(row, measures, windows),
         findings=findings,
     )
 
 
-def _facts(row: dict, measures: dict) -> dict[str, dict[str, str]]:
+def _facts(row: dict, measures: dict, windows: Windows) -> dict[str, dict[str, str]]:
     w, x, y, z = (row[f"quaternion_{part}"] for part in "wxyz")
     sight = (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y))
     masses = {
-        name.removeprefix("mass_").replace("_", " "): f"{scientific(value)} Msun/h"
+        map_title(name.removeprefix("mass_"), windows): f"{scientific(value)} Msun/h"
         for name, value in row.items()
         if name.startswith("mass_")
     }

@@ -18,7 +18,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from bind_core.splits import Split
@@ -45,6 +45,8 @@ _MOST_ROWS = 24
 _DEX = 0.1
 """Width of a bin of the mass function."""
 
+_SMALL, _NORMAL = 9.5, 11
+"""Sizes of text, in units that are about a pixel where a plot is shown."""
 _RASTER_DPI = 110
 _STRIP_WIDTH, _STRIP_HEIGHT, _STRIP_BINS = 240.0, 34.0, 32
 _LOGARITHMIC_FROM = 8.0
@@ -95,8 +97,10 @@ def mass_function_plot(samples: pl.DataFrame, halo_masses: pl.DataFrame) -> str 
         An SVG; None if there is no halo.
     """
     catalogue = _log_masses(halo_masses)
-    selected = samples.unique(["simulation", "halo"]) if samples.height else samples
-    splits = {split: _log_masses(selected.filter(pl.col("split") == split)) for split in map(str, Split)}
+    splits = {split: np.empty(0) for split in _SPLIT_COLOURS}
+    if not samples.is_empty():
+        selected = samples.unique(["simulation", "halo"])
+        splits = {split: _log_masses(selected.filter(pl.col("split") == split)) for split in splits}
     everything = np.concatenate([catalogue, *splits.values()])
     if everything.size == 0:
         return None
@@ -129,8 +133,9 @@ def mass_function_plot(samples: pl.DataFrame, halo_masses: pl.DataFrame) -> str 
     axes.set_ylim(bottom=_LEAST)
     axes.set_xlim(edges[0], edges[-1])
     _style(axes, "", f"haloes per {_DEX:g} dex")
-    _legend(axes, handles)
+    _legend(axes, handles, "upper right", (1.0, 1.0))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}" if count >= 1 else ""))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     if with_ratio:
         axes.tick_params(labelbottom=False)
         axes = figure.add_subplot(grid[1], sharex=axes)
@@ -165,8 +170,8 @@ def orientation_plot(samples: pl.DataFrame) -> str | None:
     height = np.clip(directions[2], -1, 1)
     if longitude.size == 0:
         return None
-    figure = _figure(7.2, 4.0)
-    axes = figure.add_axes((0.03, 0.03, 0.94, 0.94), projection="mollweide")
+    figure = _figure(7.2, 4.3)
+    axes = figure.add_axes((0.07, 0.16, 0.92, 0.83), projection="mollweide")
     if longitude.size <= MOST_POINTS:
         splits = samples["split"].to_numpy()
         handles = []
@@ -184,7 +189,7 @@ def orientation_plot(samples: pl.DataFrame) -> str | None:
                     rasterized=longitude.size > 300,
                 )
                 handles.append(Patch(color=colour, label=f"{split}: {of_split.sum():,}"))
-        _legend(axes, handles, loc="lower right", bbox_to_anchor=(1.02, -0.03))
+        _legend(axes, handles, "lower center", (0.5, -0.2))
     else:
         _draw_density(figure, axes, longitude, height)
     axes.grid(True, color=_RULE, linewidth=0.7)
@@ -194,7 +199,7 @@ def orientation_plot(samples: pl.DataFrame) -> str | None:
         spine.set_color(_FAINT)
     axes.set_xticklabels([])
     axes.set_yticks(np.radians([-60, -30, 0, 30, 60]))
-    axes.tick_params(colors=_FAINT, labelsize=8)
+    axes.tick_params(colors=_FAINT, labelsize=_SMALL)
     return _svg(figure, "orientations")
 
 
@@ -281,19 +286,21 @@ def _draw_density(figure: Figure, axes: Axes, longitude: NDArray[np.float64], he
         vmin=-_MOST_DEVIATION,
         vmax=_MOST_DEVIATION,
         rasterized=True,
+        antialiased=False,  # else the cells' edges show
     )
-    bar_axes = figure.add_axes((0.70, 0.075, 0.26, 0.022))
+    bar_axes = figure.add_axes((0.36, 0.075, 0.28, 0.022))
     bar = figure.colorbar(mesh, cax=bar_axes, orientation="horizontal", ticks=[-4, -2, 0, 2, 4])
+    bar_axes.set_xticklabels(["-4", "-2", "0", "+2", "+4"])
     if bar.solids is not None:
         bar.solids.set_rasterized(True)
     bar.outline.set_edgecolor(_RULE)
-    bar_axes.tick_params(colors=_FAINT, labelsize=8, length=2)
-    bar_axes.set_title("standard deviations from uniform", color=_FAINT, fontsize=8, pad=3)
+    bar_axes.tick_params(colors=_FAINT, labelsize=_SMALL, length=2)
+    bar_axes.set_title("standard deviations from uniform", color=_FAINT, fontsize=_SMALL, pad=4)
 
 
 def _channel_plot(name: str, channel: pl.DataFrame) -> str:
     figure = _figure(3.7, 2.5)
-    axes = figure.add_axes((0.15, 0.19, 0.82, 0.77))
+    axes = figure.add_axes((0.19, 0.21, 0.79, 0.76))
     lowest = 1.0
     for split, colour in _SPLIT_COLOURS.items():
         bins = channel.filter(pl.col("split") == split).sort("lower")
@@ -310,6 +317,8 @@ def _channel_plot(name: str, channel: pl.DataFrame) -> str:
         axes.stairs(drawn, edges, baseline=None, color=colour, linewidth=1.5)
     axes.set_yscale("log")
     axes.set_ylim(bottom=max(lowest, 1e-7) * 0.7)
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
     axes.margins(x=0.01)
     _style(axes, "log₁₀(x + 1)", "density of pixels")
     return _svg(figure, f"channel {name}")
@@ -351,16 +360,16 @@ def _histogram_path(scaled: NDArray[np.float64]) -> str:
 def _figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), facecolor="none")
     FigureCanvasSVG(figure)
-    figure.subplots_adjust(left=0.1, right=0.985, top=0.975, bottom=0.12)
+    figure.subplots_adjust(left=0.115, right=0.965, top=0.975, bottom=0.125)
     return figure
 
 
 def _style(axes: Axes, across: str, up: str) -> None:
     axes.set_facecolor("none")
-    axes.set_xlabel(across, color=_FAINT, fontsize=9)
-    axes.set_ylabel(up, color=_FAINT, fontsize=9)
+    axes.set_xlabel(across, color=_FAINT, fontsize=_NORMAL)
+    axes.set_ylabel(up, color=_FAINT, fontsize=_NORMAL)
     axes.xaxis.label.set_color(_FAINT)
-    axes.tick_params(which="both", colors=_FAINT, labelsize=9)
+    axes.tick_params(which="both", colors=_FAINT, labelsize=_NORMAL)
     axes.grid(True, which="major", color=_RULE, linewidth=0.7)
     axes.set_axisbelow(True)
     for side, spine in axes.spines.items():
@@ -368,9 +377,17 @@ def _style(axes: Axes, across: str, up: str) -> None:
         spine.set_visible(side in {"left", "bottom"})
 
 
-def _legend(axes: Axes, handles: list[Patch], **where: Any) -> None:
+def _legend(axes: Axes, handles: list[Patch], place: Any, anchor: tuple[float, float]) -> None:
     if handles:
-        axes.legend(handles=handles, frameon=False, labelcolor=_INK, fontsize=9, **where)
+        axes.legend(
+            handles=handles,
+            frameon=False,
+            labelcolor=_INK,
+            fontsize=_NORMAL,
+            loc=place,
+            bbox_to_anchor=anchor,
+            ncols=1 if place == "upper right" else len(handles),
+        )
 
 
 def _svg(figure: Figure, name: str) -> str:

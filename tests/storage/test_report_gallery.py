@@ -2,6 +2,7 @@
 
 import base64
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ import pytest
 from audit_results import empty_result, finding, halo_sample, result_of, write_samples
 from PIL import Image
 
-from storage.audit_result import AuditCode, AuditResult, Depth
+from storage.audit_result import AuditCode, Depth
 from storage.layout import DatasetLayout
 from storage.report_gallery import Gallery, gallery_of, scientific
+from storage.samples import write_sample
 
 
 @pytest.fixture
@@ -20,13 +22,14 @@ def layout(tmp_path: Path) -> DatasetLayout:
     return DatasetLayout(tmp_path, "SB35")
 
 
-def with_fields(result: AuditResult, **changes: object) -> AuditResult:
-    """Return a result with other values in some of its fields."""
-    return AuditResult(**{name: getattr(result, name) for name in AuditResult.__dataclass_fields__} | changes)
-
-
 def shown(gallery: Gallery) -> dict[str, list[str]]:
     return {group.title: [card.sample_id for card in group.cards] for group in gallery.groups}
+
+
+def opened(uri: str) -> Image.Image:
+    kind, content = uri.split(",")
+    assert kind == "data:image/webp;base64"
+    return Image.open(io.BytesIO(base64.b64decode(content)))
 
 
 def names(number: int) -> list[str]:
@@ -51,7 +54,7 @@ def test_a_halo_shows_once_as_long_as_there_are_others(layout: DatasetLayout) ->
     odd = result.measures.with_columns(
         suspicion=pl.when(pl.col("sample_id").str.starts_with("SB35_3_")).then(99.0).otherwise(pl.col("suspicion"))
     )
-    suspects = shown(gallery_of(with_fields(result, measures=odd), layout))["Most suspicious"]
+    suspects = shown(gallery_of(replace(result, measures=odd), layout))["Most suspicious"]
     assert [name.split("_halo")[0] for name in suspects].count("SB35_3") == 1
     assert suspects[0].startswith("SB35_3_")
 
@@ -61,7 +64,7 @@ def test_what_could_not_be_measured_comes_first(layout: DatasetLayout) -> None:
     result = result_of(layout.root, names(9), haloes=1, rotations=1)
     lost = "SB35_4_halo_0_rot_0"
     measures = result.measures.filter(pl.col("sample_id") != lost)
-    assert shown(gallery_of(with_fields(result, measures=measures), layout))["Most suspicious"][0] == lost
+    assert shown(gallery_of(replace(result, measures=measures), layout))["Most suspicious"][0] == lost
 
 
 def test_without_measures_haloes_are_picked_by_mass(layout: DatasetLayout) -> None:
@@ -96,18 +99,14 @@ def test_maps_are_shown_upright_and_coloured_by_their_mass(layout: DatasetLayout
     sample = halo_sample(row)
     sample.condition[:] = 1e8
     sample.condition[2:6, -6:-2] = 1e12
-    from storage.samples import write_sample
-
     file = write_sample(layout.absolute(row["path"]), sample)
     samples = result.samples.with_columns(
         sha256=pl.when(pl.col("sample_id") == row["sample_id"]).then(pl.lit(file.sha256)).otherwise("sha256")
     )
-    gallery = gallery_of(with_fields(result, samples=samples), layout)
+    gallery = gallery_of(replace(result, samples=samples), layout)
     (card,) = [c for group in gallery.groups for c in group.cards if c.sample_id == row["sample_id"]]
     assert [picture.window for picture in card.pictures] == ["6.25 Mpc/h"] * 4 + ["12.5 Mpc/h", "25 Mpc/h", "50 Mpc/h"]
-    kind, content = card.pictures[0].uri.split(",")
-    assert kind == "data:image/webp;base64"
-    brightness = np.asarray(Image.open(io.BytesIO(base64.b64decode(content))).convert("L"), dtype=float)
+    brightness = np.asarray(opened(card.pictures[0].uri).convert("L"), dtype=float)
     assert np.unravel_index(brightness.argmax(), brightness.shape) < (8, 8)
     assert brightness[:8, :8].mean() > 3 * brightness[-8:, -8:].mean()
     assert card.pictures[0].brightest == scientific(1e12)
@@ -115,26 +114,18 @@ def test_maps_are_shown_upright_and_coloured_by_their_mass(layout: DatasetLayout
 
 def test_large_maps_become_small_pictures(layout: DatasetLayout) -> None:
     """The page does not grow with the resolution of the maps."""
-    from bind_core.windows import Windows
-    from storage.contact_sheet import colour_scales, map_panels
-    from storage.report_gallery import _image
-
-    row = result_of(layout.root, names(1)).samples.row(0, named=True)
-    sample = halo_sample(row)
-    scale = 1024 // sample.condition.shape[0]
-    from bind_core.sample import Sample
-
-    large = Sample(
-        **sample.arrays()
-        | {key: np.kron(getattr(sample, key), np.ones((scale, scale), np.float32)) for key in ("condition",)}
-        | {
-            key: np.stack([np.kron(one, np.ones((scale, scale), np.float32)) for one in getattr(sample, key)])
-            for key in ("target", "large_scale")
-        }
-    )
-    panels = map_panels(large, Windows(resolution=1024))
-    uri = _image(panels[0], colour_scales([panels])["native dark matter"])
-    assert Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).size == (256, 256)
+    result = result_of(layout.root, names(1), haloes=1, rotations=1)
+    row = result.samples.row(0, named=True)
+    small = halo_sample(row)
+    times = 1024 // small.condition.shape[0]
+    large = {
+        key: getattr(small, key).repeat(times, axis=-1).repeat(times, axis=-2)
+        for key in ("condition", "target", "large_scale")
+    }
+    write_sample(layout.absolute(row["path"]), replace(small, **large))
+    config = result.config.model_copy(update={"resolution": 1024})
+    (card,) = [card for group in gallery_of(replace(result, config=config), layout).groups for card in group.cards]
+    assert {opened(picture.uri).size for picture in card.pictures} == {(256, 256)}
 
 
 def test_a_sample_that_cannot_be_read_says_why(layout: DatasetLayout) -> None:
@@ -146,7 +137,7 @@ def test_a_sample_that_cannot_be_read_says_why(layout: DatasetLayout) -> None:
     whole = layout.absolute(paths["SB35_1"])
     whole.write_bytes(whole.read_bytes()[:1000])
     outside = pl.when(pl.col("simulation") == "SB35_2").then(pl.lit("train/../../passwd.npz")).otherwise("path")
-    gallery = gallery_of(with_fields(result, samples=samples.with_columns(path=outside)), layout)
+    gallery = gallery_of(replace(result, samples=samples.with_columns(path=outside)), layout)
     cards = {card.sample_id.split("_halo")[0]: card for group in gallery.groups for card in group.cards}
     assert "No such file" in cards["SB35_0"].problem
     assert all(cards[f"SB35_{index}"].problem and not cards[f"SB35_{index}"].pictures for index in range(3))
@@ -161,6 +152,20 @@ def test_maps_of_another_file_are_shown_with_a_warning(layout: DatasetLayout) ->
     (card,) = [card for group in gallery_of(result, layout).groups for card in group.cards]
     assert card.pictures
     assert "SHA-256" in card.problem
+
+
+def test_an_earlier_version_is_shown_as_it_was(layout: DatasetLayout) -> None:
+    """A sample that was made anew since is shown from the file that was kept of it."""
+    result = result_of(layout.root, names(1), haloes=1, rotations=1)
+    samples = write_samples(result, layout)
+    place, kept = layout.absolute(samples["path"][0]), layout.superseded_file(samples["sha256"][0])
+    kept.parent.mkdir(parents=True)
+    place.rename(kept)
+    write_sample(place, halo_sample(samples.row(0, named=True) | {"halo_mass": 1e15}))
+    (card,) = [card for group in gallery_of(replace(result, samples=samples), layout).groups for card in group.cards]
+    brightest = halo_sample(samples.row(0, named=True)).condition.max()
+    assert card.pictures[0].brightest == scientific(float(brightest))
+    assert not card.problem
 
 
 def test_a_card_holds_all_numbers_of_its_sample(layout: DatasetLayout) -> None:
