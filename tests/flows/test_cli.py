@@ -20,8 +20,8 @@ from tasks.launchers import without_mpi_variables
 
 pytestmark = [pytest.mark.mpi, pytest.mark.usefixtures("elsewhere")]
 
-COMMANDS = ("demo", "mock", "config", "generate", "validate", "status", "query", "show", "normalize")
-LOOKING = ("generate", "validate", "status", "query", "show", "normalize")
+COMMANDS = ("demo", "mock", "config", "generate", "validate", "status", "query", "show", "normalize", "card")
+LOOKING = ("generate", "validate", "status", "query", "show", "normalize", "card")
 PROGRAM = Path(sys.executable).with_name("bind-data")
 
 
