@@ -11,7 +11,8 @@ from prefect.states import Failed
 from prefect.utilities.annotations import quote
 
 from bind_core.errors import BindDataError
-from storage.audit_result import AuditResult, Depth
+from storage.audit_depth import Depth
+from storage.audit_result import AuditResult
 from storage.audit_table import findings_by_kind
 from storage.manifest import layout_at
 from storage.versions import resolve_version, time_meant

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from bind_core.config import DatasetConfig
 from bind_core.errors import ConfigurationError, ParameterTableError
 from bind_core.parameters import ParameterTable
-from storage.audit_result import AuditResult, Depth
-from storage.checklist import Checklist
+from storage.audit_depth import Depth
+from storage.audit_result import AuditResult
+from storage.checklist import MOST_FINDINGS, Checklist
 from storage.content_audit import NOT_READ, audit_contents
 from storage.distribution_checks import check_orientations, check_parameters, check_seeds
 from storage.evidence import Evidence, SuiteRecord, parameter_frame, read_parameters, read_suite
@@ -35,6 +36,7 @@ def audit(
     version: DatasetVersion | None = None,
     threads: int = 1,
     progress: Callable[[int, int], None] | None = None,
+    most_findings: int = MOST_FINDINGS,
 ) -> AuditResult:
     """Check a data set in every respect that a depth includes. Nothing is written or mended.
 
@@ -52,6 +54,8 @@ def audit(
         Threads that read samples, at depth ``verified``.
     progress : callable, optional
         Called with the number of samples read and the number of all, at depth ``verified``.
+    most_findings : int
+        Findings of one code that are spelt out; all of them are counted, and listed in `AuditResult.offences`.
 
     Returns
     -------
@@ -73,7 +77,7 @@ def audit(
     config = config.model_copy(update={"output_root": layout.root})
     samples = _rows(layout, SampleRow, version.number)
     attempts = _rows(layout, SimulationRow, version.simulations_number)
-    checklist = Checklist()
+    checklist = Checklist(most_findings)
     common: dict[str, Any] = {
         "root": str(layout.root),
         "set_name": layout.set_name,

@@ -9,18 +9,10 @@ import polars as pl
 
 from bind_core.config import DatasetConfig
 from bind_core.findings import Severity
+from storage.audit_depth import Depth
 
 WHOLE_DATASET = "data set"
 """Subject of a finding that is about no single sample, file or simulation."""
-
-
-class Depth(StrEnum):
-    """How far an audit looks."""
-
-    KNOWN = "known"
-    """The manifest against itself, the plan and the names and sizes of files; no sample is opened."""
-    VERIFIED = "verified"
-    """Every sample is read, hashed and checked as well."""
 
 
 class AuditCode(StrEnum):
@@ -139,7 +131,7 @@ class AuditResult:
     checks: tuple[CheckOutcome, ...]
     """In the order in which they were made."""
     findings: tuple[AuditFinding, ...]
-    """Errors first, then by code; no more than `storage.checklist.MOST_FINDINGS` of each code."""
+    """Errors first, then by code; of each code no more than asked for, or `storage.checklist.MOST_FINDINGS`."""
     counts: dict[AuditCode, int]
     """The true number of findings of each code that has any."""
     errors: int

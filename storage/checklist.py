@@ -11,7 +11,7 @@ from bind_core.findings import Severity
 from storage.audit_result import AuditCode, AuditFinding, CheckOutcome
 
 MOST_FINDINGS = 1000
-"""Findings of one code that are spelt out; beyond them they are counted."""
+"""Findings of one code that are spelt out unless more are asked for; beyond them they are counted."""
 
 SAMPLE_QUERY = "SELECT * FROM samples WHERE sample_id = '{subject}'"
 SIMULATION_QUERY = "SELECT * FROM current_simulations WHERE simulation = '{subject}'"
@@ -45,6 +45,8 @@ class Offenders:
 class Checklist:
     """Checks as they are made, in their order."""
 
+    most_findings: int = MOST_FINDINGS
+    """Findings of one code that are spelt out."""
     outcomes: list[CheckOutcome] = field(default_factory=list)
     findings: list[AuditFinding] = field(default_factory=list)
     counts: Counter[AuditCode] = field(default_factory=Counter)
@@ -67,7 +69,7 @@ class Checklist:
             if group.rows.is_empty():
                 continue
             found += group.rows.height
-            self.findings += group.findings(max(0, MOST_FINDINGS - self.counts[group.code]))
+            self.findings += group.findings(max(0, self.most_findings - self.counts[group.code]))
             self.counts[group.code] += group.rows.height
             self._offences.append(
                 group.rows.select(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bind_core.errors import BindDataError
 from bind_core.findings import Severity
 from storage.audit_result import AuditCode
-from storage.checklist import MOST_FINDINGS, OFFENDER_SCHEMA, SAMPLE_QUERY, Checklist, Offenders
+from storage.checklist import OFFENDER_SCHEMA, SAMPLE_QUERY, Checklist, Offenders
 from storage.content_checks import (
     FINGERPRINT_PIXELS,
     HISTOGRAM_BINS,
@@ -88,7 +88,7 @@ def audit_contents(
         Called with the number of samples done and the number of all.
     """
     rows = evidence.samples.unique("sample_id", keep="first", maintain_order=True)
-    tally = _Tally(evidence, rows)
+    tally = _Tally(evidence, rows, checklist.most_findings)
     for done, inspection in enumerate(_inspections(evidence, rows, threads), start=1):
         tally.add(inspection)
         if progress is not None:
@@ -109,6 +109,7 @@ class _Tally:
 
     evidence: Evidence
     rows: pl.DataFrame
+    most_findings: int
     opened: int = 0
     found: dict[tuple[AuditCode, Severity], list[tuple[str, str, str, str]]] = field(
         default_factory=lambda: defaultdict(list)
@@ -172,7 +173,7 @@ class _Tally:
         for problem in problems:
             known = self.found[problem.code, problem.severity]
             # Beyond what is spelt out, what matters is which samples they are.
-            texts = (problem.expected, problem.found) if len(known) < MOST_FINDINGS else ("", "")
+            texts = (problem.expected, problem.found) if len(known) < self.most_findings else ("", "")
             known.append((self.names[index], self.simulations[index], *texts))
 
     def offenders(self, code: AuditCode, severity: Severity) -> pl.DataFrame:

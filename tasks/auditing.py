@@ -7,7 +7,8 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from storage.audit import audit
-from storage.audit_result import AuditResult, Depth
+from storage.audit_depth import Depth
+from storage.audit_result import AuditResult
 from storage.layout import DatasetLayout
 from storage.report import write_report
 from storage.versions import DatasetVersion

@@ -17,7 +17,8 @@ from bind_core.config import DatasetConfig
 from bind_core.sample import Sample
 from storage.archives import decode_arrays, encode_arrays
 from storage.audit import audit
-from storage.audit_result import AuditResult, Depth
+from storage.audit_depth import Depth
+from storage.audit_result import AuditResult
 from storage.manifest import Manifest
 from storage.mock_suite import MockSuite, write_mock_suite
 

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bind_core.errors import ConfigurationError
 from flows.options import AtOption, DatasetOption, JsonOption, VersionOption, version_asked
 from flows.terminal import console, error_console, errors_explained, print_json, writing
-from storage.audit_result import Depth
+from storage.audit_depth import Depth
 
 commands = typer.Typer()
 

@@ -11,9 +11,10 @@ from rich.markup import escape
 
 from flows.options import DatasetOption, JsonOption, recorded
 from flows.terminal import console, counted, errors_explained, prepare_prefect, print_json
-from storage.audit_result import AuditCode, AuditFinding, AuditResult, Depth
+from storage.audit_depth import Depth
 
 if TYPE_CHECKING:
+    from storage.audit_result import AuditFinding, AuditResult
     from storage.layout import DatasetLayout
     from storage.repair import RepairPlan
 
@@ -68,13 +69,15 @@ def repair(
     sys.exit(0 if result.ok else 1)
 
 
-def _audited(layout: "DatasetLayout", depth: Depth, threads: int) -> AuditResult:
+def _audited(layout: "DatasetLayout", depth: Depth, threads: int) -> "AuditResult":
     from storage.audit import audit
 
-    return audit(layout, depth, audited_at=datetime.now(UTC), threads=threads)
+    return audit(layout, depth, audited_at=datetime.now(UTC), threads=threads, most_findings=sys.maxsize)
 
 
-def _concerned(findings: Sequence[AuditFinding], refresh: bool) -> list[AuditFinding]:
+def _concerned(findings: Sequence["AuditFinding"], refresh: bool) -> list["AuditFinding"]:
+    from storage.audit_result import AuditCode
+
     return [finding for finding in findings if refresh or finding.code is not AuditCode.STALE]
 
 

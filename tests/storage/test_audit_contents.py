@@ -12,7 +12,8 @@ from damaged_datasets import AuditedDataset, mock_dataset
 
 from bind_core.findings import Severity
 from bind_core.windows import Windows, block_mean, central_crop
-from storage.audit_result import AuditCode, Depth
+from storage.audit_depth import Depth
+from storage.audit_result import AuditCode
 from storage.content_checks import HISTOGRAM_STEP, fingerprint, shared_pixels
 from storage.population_checks import DUPLICATE_CORRELATION, near_pairs, robust_scores
 

@@ -14,7 +14,8 @@ from damaged_datasets import AuditedDataset, mock_dataset
 from bind_core.config import DatasetConfig
 from bind_core.findings import Severity
 from bind_core.projection import Backend
-from storage.audit_result import AuditCode, Depth
+from storage.audit_depth import Depth
+from storage.audit_result import AuditCode
 from storage.checklist import MOST_FINDINGS, Checklist, Offenders
 from storage.files import TEMPORARY_SUFFIX
 from storage.manifest import ManifestError
@@ -110,8 +111,8 @@ def test_a_lost_row_is_told_from_an_orphan(dataset: AuditedDataset) -> None:
 def test_a_lost_row_is_made_again_by_the_next_run(dataset: AuditedDataset) -> None:
     """After the Delta library has removed a row, the table can be asked and planned with, and a run makes it whole."""
     dataset.delete_rows(f"sample_id = '{FIRST}'")
-    named = query(layout_of(dataset.config), f"SELECT * FROM samples WHERE sample_id = '{SECOND}'")
-    assert named.height == 1
+    named = query(layout_of(dataset.config), "SELECT * FROM samples WHERE simulation = 'SB35_0'")
+    assert named.height == 19
     make(dataset.config, run_id="again")
     assert dataset.found() == {}
 
@@ -354,7 +355,7 @@ def test_findings_beyond_the_limit_are_counted() -> None:
         simulation=pl.lit("SB35_0"), expected=pl.lit("a"), found=pl.lit("b")
     )
     checklist = Checklist()
-    for _ in range(2):
+    for _ in range(2):  # which are two checks that find the same kind of thing
         checklist.record("all is well", "", Offenders(AuditCode.ORPHAN, Severity.ERROR, rows, "Look."))
     summary = checklist.summary
     assert (len(summary["findings"]), summary["counts"], summary["errors"]) == (
@@ -364,6 +365,9 @@ def test_findings_beyond_the_limit_are_counted() -> None:
     )
     assert [check.findings for check in summary["checks"]] == [many, many]
     assert summary["offences"].height == 2 * many
+    unlimited = Checklist(most_findings=10 * many)
+    unlimited.record("all is well", "", Offenders(AuditCode.ORPHAN, Severity.ERROR, rows, "Look."))
+    assert len(unlimited.summary["findings"]) == many
 
 
 def test_a_folder_without_a_data_set_is_refused(tmp_path: Path) -> None:
