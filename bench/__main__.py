@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from bench import kernels, program
+from bench import kernels, manifest_scale, program
 
 
 def main() -> None:
@@ -20,7 +20,10 @@ def main() -> None:
     options.json.write_text(json.dumps(results, indent=2))
     sides = tuple(side for side in program.SIDES if side <= options.largest)
     results["program"] = program.measure(sides, options.particles)
-    print(program.table(results["program"]))
+    print(program.table(results["program"]), flush=True)
+    options.json.write_text(json.dumps(results, indent=2))
+    results["manifest"] = manifest_scale.measure(manifest_scale.SIMULATIONS, manifest_scale.HALOS)
+    print(manifest_scale.table(results["manifest"]))
     options.json.write_text(json.dumps(results, indent=2))
     print(f"The figures are in {options.json}")
 

@@ -85,6 +85,11 @@ class Evidence:
     """Why it is out of reach; empty if it is not."""
 
     @cached_property
+    def samples_of_config(self) -> pl.DataFrame:
+        """Those made with the settings on record; what the others should be like is not known."""
+        return self.samples.filter(pl.col("config_digest") == self.config.digest)
+
+    @cached_property
     def simulations(self) -> tuple[str, ...]:
         """Names of all simulations that have samples, an attempt or a folder, in natural order."""
         names = {*self.samples["simulation"].drop_nulls(), *self.attempts["simulation"].drop_nulls()}

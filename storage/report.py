@@ -131,8 +131,9 @@ def render_report(result: AuditResult, layout: DatasetLayout) -> str:
             size=_size(result.samples),
             groups=groups,
             most=max((group.count for group in groups), default=0),
-            ask=lambda sql: f"bind-data query --dataset {shlex.quote(result.root)} {shlex.quote(sql)}",
+            ask=lambda sql: _command(result, sql),
             errors=Severity.ERROR,
+            checks=sorted(result.checks, key=lambda check: {False: 0, None: 1, True: 2}[check.passed]),
             matrix=_matrix(result.simulations),
             mass_function=_drawn(mass_function_plot(result.samples, result.halo_masses)),
             orientations=_drawn(orientation_plot(result.samples)),
@@ -248,6 +249,12 @@ def _groups(result: AuditResult) -> list[FindingGroup]:
             )
         )
     return sorted(groups, key=lambda group: (group.severity is not Severity.ERROR, -group.count))
+
+
+def _command(result: AuditResult, sql: str) -> str:
+    """Return what to type to ask the version that was audited."""
+    version = f" --version {result.version}" if result.version >= 0 else ""
+    return f"bind-data query --dataset {shlex.quote(result.root)}{version} {shlex.quote(sql)}"
 
 
 def _shared(texts: Iterator[str]) -> str:

@@ -215,7 +215,9 @@ def _picks(result: AuditResult) -> list[_Pick]:
             ("Lightest haloes", "Smallest M200c first.", lightest, True),
         ]
     else:
-        suspects = _different_haloes(ranked, suspicious)
+        unmeasured = ranked.filter(pl.col("rank").is_infinite())["sample_id"].head(math.ceil(suspicious / 2)).to_list()
+        others = ranked.filter(~pl.col("sample_id").is_in(unmeasured))
+        suspects = unmeasured + _different_haloes(others, suspicious - len(unmeasured))
         rest = ranked.filter(~pl.col("sample_id").is_in(suspects))
         best = _different_haloes(rest.reverse(), typical)
         rest = rest.filter(~pl.col("sample_id").is_in(best))

@@ -44,6 +44,8 @@ _SAMPLES_PER_CELL = 25
 _MOST_ROWS = 24
 _DEX = 0.1
 """Width of a bin of the mass function."""
+_LOGARITHMIC_COUNTS, _LEAST = 30, 0.6
+"""Haloes in a bin from which their axis is logarithmic, and the lower end of that axis."""
 
 _SMALL, _NORMAL = 9.5, 11
 """Sizes of text, in units that are about a pixel where a plot is shown."""
@@ -106,41 +108,41 @@ def mass_function_plot(samples: pl.DataFrame, halo_masses: pl.DataFrame) -> str 
         return None
     lowest, highest = math.floor(everything.min() / _DEX + 1e-9), math.floor(everything.max() / _DEX) + 1
     edges = np.arange(lowest, highest + 1) * _DEX
-    figure = _figure(7.2, 4.1)
+    counts = {split: np.histogram(masses, edges)[0] for split, masses in splits.items()}
+    chosen = np.sum(list(counts.values()), axis=0)
+    known = np.histogram(catalogue, edges)[0]
+    logarithmic = max(known.max(), chosen.max()) > _LOGARITHMIC_COUNTS
+    floor = _LEAST if logarithmic else 0.0
     with_ratio = catalogue.size > 0
+    figure = _figure(7.2, 4.1)
     grid = figure.add_gridspec(2 if with_ratio else 1, 1, height_ratios=[3.2, 1] if with_ratio else None, hspace=0.12)
     axes = figure.add_subplot(grid[0])
     handles = []
     if with_ratio:
-        counts = np.histogram(catalogue, edges)[0]
-        axes.stairs(_above_zero(counts), edges, fill=True, baseline=_LEAST, color=_CATALOGUE, alpha=0.35)
+        drawn = np.maximum(known, floor)
+        axes.stairs(drawn, edges, fill=True, baseline=floor, color=_CATALOGUE, alpha=0.35)
         handles.append(Patch(color=_CATALOGUE, alpha=0.35, label=f"catalogues: {catalogue.size:,}"))
-    chosen = np.zeros(edges.size - 1, dtype=np.int64)
-    for split, masses in splits.items():
-        of_split = np.histogram(masses, edges)[0]
-        chosen += of_split
-        if masses.size:
-            axes.stairs(
-                _above_zero(of_split),
-                edges,
-                baseline=_LEAST,
-                color=_SPLIT_COLOURS[split],
-                linewidth=1.8,
-                linestyle="-" if split == Split.TRAIN else (0, (4, 1.5)),
-            )
-            handles.append(Patch(color=_SPLIT_COLOURS[split], label=f"with samples, {split}: {masses.size:,}"))
-    axes.set_yscale("log")
-    axes.set_ylim(bottom=_LEAST)
+    for split, of_split in counts.items():
+        if of_split.any():
+            colour, line = _SPLIT_COLOURS[split], "-" if split == Split.TRAIN else (0, (4, 1.5))
+            drawn = np.maximum(of_split, floor)
+            axes.stairs(drawn, edges, baseline=floor, color=colour, linewidth=1.8, linestyle=line)
+            handles.append(Patch(color=colour, label=f"with samples, {split}: {splits[split].size:,}"))
+    if logarithmic:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}" if count >= 1 else ""))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.set_ylim(bottom=floor)
     axes.set_xlim(edges[0], edges[-1])
     _style(axes, "", f"haloes per {_DEX:g} dex")
     _legend(axes, handles, "upper right", (1.0, 1.0))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}" if count >= 1 else ""))
-    axes.yaxis.set_minor_formatter(NullFormatter())
     if with_ratio:
         axes.tick_params(labelbottom=False)
         axes = figure.add_subplot(grid[1], sharex=axes)
         with np.errstate(divide="ignore", invalid="ignore"):
-            share = np.where(counts > 0, chosen / counts, np.nan)
+            share = np.where(known > 0, chosen / known, np.nan)
         axes.plot((edges[:-1] + edges[1:]) / 2, share, "o", color=_INK, markersize=3.5)
         axes.axhline(1, color=_FAINT, linewidth=0.8)
         axes.set_ylim(-0.08, max(1.15, float(np.nanmax(share)) * 1.1))
@@ -244,20 +246,11 @@ def coverage_strips(parameters: pl.DataFrame) -> list[CoverageStrip]:
     return strips
 
 
-_LEAST = 0.6
-"""Lower end of logarithmic axes of counts, below the first one."""
-
-
 def _log_masses(rows: pl.DataFrame) -> NDArray[np.float64]:
     if rows.is_empty():
         return np.empty(0)
     masses = rows["halo_mass"].cast(pl.Float64).drop_nulls().to_numpy()
     return np.log10(masses[np.isfinite(masses) & (masses > 0)])
-
-
-def _above_zero(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return counts with 0 where a logarithmic axis ends."""
-    return np.where(counts > 0, counts, _LEAST).astype(np.float64)
 
 
 def _lines_of_sight(samples: pl.DataFrame) -> NDArray[np.float64]:
@@ -301,7 +294,7 @@ def _draw_density(figure: Figure, axes: Axes, longitude: NDArray[np.float64], he
 def _channel_plot(name: str, channel: pl.DataFrame) -> str:
     figure = _figure(3.7, 2.5)
     axes = figure.add_axes((0.19, 0.21, 0.79, 0.76))
-    lowest = 1.0
+    lowest, last = 1.0, 0.0
     for split, colour in _SPLIT_COLOURS.items():
         bins = channel.filter(pl.col("split") == split).sort("lower")
         pixels = bins["pixels"].cast(pl.Float64).to_numpy()
@@ -310,6 +303,7 @@ def _channel_plot(name: str, channel: pl.DataFrame) -> str:
         lower, upper = bins["lower"].to_numpy(), bins["upper"].to_numpy()
         shares = pixels / pixels.sum() / (upper - lower)
         lowest = min(lowest, float(shares[shares > 0].min()))
+        last = max(last, float(upper[shares > 0].max()))
         edges = np.append(lower, upper[-1])
         drawn = np.where(shares > 0, shares, 1e-12)
         if split == Split.TRAIN:
@@ -319,7 +313,7 @@ def _channel_plot(name: str, channel: pl.DataFrame) -> str:
     axes.set_ylim(bottom=max(lowest, 1e-7) * 0.7)
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
-    axes.margins(x=0.01)
+    axes.set_xlim(right=last * 1.02 or None)
     _style(axes, "log₁₀(x + 1)", "density of pixels")
     return _svg(figure, f"channel {name}")
 

@@ -10,17 +10,23 @@ import polars as pl
 import pytest
 from block_runs import layout_of, make, manifest_of
 from damaged_datasets import AuditedDataset, mock_dataset
+from mpi4py import MPI
 
 from bind_core.config import DatasetConfig
 from bind_core.findings import Severity
+from bind_core.parameters import find_parameter_file, read_parameter_table
 from bind_core.projection import Backend
 from storage.audit_depth import Depth
 from storage.audit_result import AuditCode
+from storage.blocks import block_outcomes, plan_block, screen_block
 from storage.checklist import MOST_FINDINGS, Checklist, Offenders
 from storage.files import TEMPORARY_SUFFIX
-from storage.manifest import ManifestError
+from storage.manifest import ManifestError, open_dataset
 from storage.queries import query
+from storage.recording import commit_outcomes
 from storage.versions import resolve_version
+from storage.workload import plan_workload
+from tasks.projection_job import project_block
 
 pytestmark = pytest.mark.mpi
 
@@ -333,6 +339,28 @@ def test_an_earlier_version_is_audited_by_its_own_rows(
     assert (earlier.version, earlier.samples.height, earlier.ok) == (0, 2, True)
     assert earlier.counts == {}
     assert dataset.found() == {"missing_file": {"SB35_1_halo_0_rot_0"}}
+
+
+def test_samples_that_were_made_anew_are_still_those_of_the_earlier_version(dataset: AuditedDataset) -> None:
+    """After a refresh, the version before it is audited on the files that were kept, and the new one on its own."""
+    (path,) = sorted((dataset.config.hydro_base / "SB35_0").rglob("*.hdf5"))[:1]
+    with h5py.File(path, "r+") as file:
+        masses = file["Header"].attrs["MassTable"]
+        file["Header"].attrs.modify("MassTable", masses * 1.001)
+    assert dataset.found() == {"stale": {"SB35_0"}}
+    config = dataset.config
+    workload = plan_workload(config, open_dataset(layout_of(config), config, refresh=True), refresh=True)
+    screened = screen_block(workload.outstanding, config, read_parameter_table(find_parameter_file(config)))
+    plan = plan_block(screened, config, "again", 0)
+    assert plan is not None
+    results = {result.simulation: result for result in project_block(MPI.COMM_SELF, plan, lambda progress: None)}
+    outcomes = block_outcomes(layout_of(config), screened, plan, results)
+    commit_outcomes(open_dataset(layout_of(config), config, refresh=True), config, outcomes, "again")
+    assert dataset.found() == {}
+    earlier = dataset.audit(version=resolve_version(layout_of(config), 0))
+    assert earlier.counts == {}
+    (read,) = [check.detail for check in earlier.checks if check.name == "files have the recorded SHA-256"]
+    assert read == "80 files read"
 
 
 def test_every_query_of_a_finding_can_be_asked(dataset: AuditedDataset) -> None:

@@ -113,6 +113,13 @@ def test_the_verdict_is_told_in_words_and_by_a_sign(layout: DatasetLayout, findi
     assert result.verdict in Page(verdict).words
 
 
+def test_failed_checks_stand_before_those_that_passed(layout: DatasetLayout) -> None:
+    """What failed comes first, then what could not be made, then the rest in the audit's order."""
+    page = page_of(result_of(layout.root, ["SB35_0"], findings=[finding()]))
+    rows = [attributes["class"] for tag, attributes in page.elements if tag == "tr" and "class" in attributes]
+    assert rows[:3] == ["bad", "none", "good"]
+
+
 def test_an_empty_data_set_has_a_whole_report(layout: DatasetLayout) -> None:
     """Nothing recorded, planned, measured or found: each part says so, and the page is well-formed."""
     page = page_of(empty_result(layout.root))
@@ -154,11 +161,11 @@ def test_every_kind_of_finding_is_explained(layout: DatasetLayout) -> None:
 
 
 def test_a_finding_comes_with_the_command_that_shows_it(layout: DatasetLayout) -> None:
-    """The query is a whole command, safe to paste into a shell whatever the names in it."""
+    """The query is a whole command about the audited version, safe to paste into a shell whatever names are in it."""
     sql = "SELECT * FROM samples WHERE simulation = 'SB35_0'; --"
     result = result_of(layout.root / "my sets", ["SB35_0"], findings=[finding(query=sql)])
     page = page_of(result)
-    assert f"""bind-data query --dataset '{layout.root}/my sets'""" in page.words
+    assert f"""bind-data query --dataset '{layout.root}/my sets' --version 7""" in page.words
     assert """'SELECT * FROM samples WHERE simulation = '"'"'SB35_0'"'"'; --'""" in page.words
 
 

@@ -67,6 +67,14 @@ def test_what_could_not_be_measured_comes_first(layout: DatasetLayout) -> None:
     assert shown(gallery_of(replace(result, measures=measures), layout))["Most suspicious"][0] == lost
 
 
+def test_lost_orientations_of_one_halo_are_all_shown(layout: DatasetLayout) -> None:
+    """Two orientations of a halo that cannot be read both stand before any sample that can."""
+    result = result_of(layout.root, names(12), haloes=1, rotations=4)
+    lost = ["SB35_4_halo_0_rot_0", "SB35_4_halo_0_rot_3"]
+    measures = result.measures.filter(~pl.col("sample_id").is_in(lost))
+    assert shown(gallery_of(replace(result, measures=measures), layout))["Most suspicious"][:2] == lost
+
+
 def test_without_measures_haloes_are_picked_by_mass(layout: DatasetLayout) -> None:
     """A known audit shows the heaviest and the lightest haloes, and the samples that errors name."""
     named = finding(AuditCode.WRONG_SEED, subject="SB35_7_halo_0_rot_0", simulation="SB35_7")
