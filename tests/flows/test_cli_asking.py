@@ -177,7 +177,7 @@ def test_normalize_writes_three_files(sound: MadeDataset, elsewhere: Path) -> No
 
 def test_normalize_refuses_a_version_that_is_not_there(sound: MadeDataset) -> None:
     """A version of the manifest that does not exist is refused with those that do."""
-    assert "0 to 0" in refused("normalize", "-d", sound.root, "--output", "stats", "--version", "9")
+    assert "no version '9'" in refused("normalize", "-d", sound.root, "--output", "stats", "--version", "9")
 
 
 @pytest.mark.parametrize(
