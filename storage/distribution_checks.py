@@ -32,7 +32,6 @@ _FEWEST_SIMULATIONS = 2
 
 def check_seeds(evidence: Evidence, checklist: Checklist) -> None:
     """Hold the seeds against what the configuration gives, and orientations against their seeds."""
-    rows = evidence.samples
     expected = _haar_seeds if evidence.config.rotations is RotationPolicy.HAAR else _euler_seeds
     held, detail = expected(evidence)
     wrong = held.filter((pl.col("seed_entropy") != pl.col("expected")).fill_null(value=False))
@@ -47,7 +46,9 @@ def check_seeds(evidence: Evidence, checklist: Checklist) -> None:
             SAMPLE_QUERY,
         ),
     )
-    usable = rows.filter(pl.col("seed_entropy").str.contains(r"^\d+(,\d+)*$")).drop_nulls(_QUATERNION)
+    usable = evidence.samples_of_config.filter(pl.col("seed_entropy").str.contains(r"^\d+(,\d+)*$")).drop_nulls(
+        _QUATERNION
+    )
     every = max(1, math.ceil(usable.height / MOST_RECOMPUTED))
     checked = usable.gather_every(every)
     checklist.record(
@@ -61,7 +62,8 @@ def check_seeds(evidence: Evidence, checklist: Checklist) -> None:
 
 def _haar_seeds(evidence: Evidence) -> tuple[pl.DataFrame, str]:
     """Return the rows with the seed ``expected`` of each."""
-    names = evidence.samples["simulation"].drop_nulls().unique()
+    samples = evidence.samples_of_config
+    names = samples["simulation"].drop_nulls().unique()
     of_simulation = {
         name: seed_entropy(RotationPolicy.HAAR, evidence.config.root_seed, name, None, 0, 0, 0)[:-2] for name in names
     }
@@ -69,21 +71,22 @@ def _haar_seeds(evidence: Evidence) -> tuple[pl.DataFrame, str]:
         {"simulation": names, "leading": [",".join(map(str, of_simulation[name])) for name in names]},
         schema={"simulation": pl.String, "leading": pl.String},
     )
-    rows = evidence.samples.join(leading, on="simulation", how="left", maintain_order="left")
+    rows = samples.join(leading, on="simulation", how="left", maintain_order="left")
     return rows.with_columns(expected=pl.format("{},{},{}", "leading", "halo", "rotation")), f"{rows.height:,} samples"
 
 
 def _euler_seeds(evidence: Evidence) -> tuple[pl.DataFrame, str]:
     """Return the rows with the seed ``expected`` of each, which depends on the haloes of the stratum."""
+    samples = evidence.samples_of_config
     if evidence.suite is None:
-        return evidence.samples.head(0).with_columns(expected="seed_entropy"), (
-            f"none of {evidence.samples.height:,} samples: {evidence.no_suite}"
+        return samples.head(0).with_columns(expected="seed_entropy"), (
+            f"none of {samples.height:,} samples: {evidence.no_suite}"
         )
     planned = evidence.suite.planned.select("simulation", "halo", "stratum", "ordinal")
     numbers = evidence.expected.select("simulation", "number")
-    rows = evidence.samples.join(
-        planned, on=["simulation", "halo", "stratum"], how="inner", maintain_order="left"
-    ).join(numbers, on="simulation", how="inner", maintain_order="left")
+    rows = samples.join(planned, on=["simulation", "halo", "stratum"], how="inner", maintain_order="left").join(
+        numbers, on="simulation", how="inner", maintain_order="left"
+    )
     seed = 1000 * pl.col("number") + 100 * pl.col("ordinal") + pl.col("rotation")
     return rows.with_columns(expected=seed.cast(pl.String)), f"{rows.height:,} samples of planned haloes"
 

@@ -174,7 +174,10 @@ def _splits(evidence: Evidence, checklist: Checklist) -> None:
     per_split = evidence.samples.group_by("simulation", "split").len()
     known = per_split.join(evidence.expected, on="simulation", how="left")
     unknown = known.filter(pl.col("problem").is_not_null()).unique("simulation")
-    wrong = known.filter(pl.col("split") != pl.col("expected_split")).sort("simulation", "split")
+    of_config = evidence.samples_of_config.group_by("simulation", "split").len()
+    wrong = of_config.join(evidence.expected, on="simulation", how="left").filter(
+        pl.col("split") != pl.col("expected_split")
+    )
     both = per_split.group_by("simulation").agg(pl.col("split").sort()).filter(pl.col("split").list.len() > 1)
     query = (
         "SELECT simulation, split, count(*) AS samples FROM samples WHERE simulation = '{subject}' "
@@ -186,7 +189,7 @@ def _splits(evidence: Evidence, checklist: Checklist) -> None:
         Offenders(
             AuditCode.WRONG_SPLIT,
             Severity.ERROR,
-            wrong.select(
+            wrong.sort("simulation", "split").select(
                 "simulation",
                 subject="simulation",
                 expected=pl.format("all samples in {}", "expected_split"),

@@ -45,7 +45,9 @@ def evidence_of(
             "seed_entropy": ["1"] * count,
             **{f"quaternion_{part}": quaternions[:, index] for index, part in enumerate("wxyz")},
         }
-    ).with_columns(sample_id=pl.format("{}_halo_{}_rot_{}", "simulation", "halo", "rotation"))
+    ).with_columns(
+        sample_id=pl.format("{}_halo_{}_rot_{}", "simulation", "halo", "rotation"), config_digest=pl.lit(config.digest)
+    )
     rows = rows.with_columns(**columns)  # type: ignore[arg-type]
     return Evidence(
         layout=DatasetLayout(root, "SB35"),

@@ -363,6 +363,14 @@ def test_samples_that_were_made_anew_are_still_those_of_the_earlier_version(data
     assert read == "80 files read"
 
 
+def test_what_other_settings_call_for_is_not_known(dataset: AuditedDataset) -> None:
+    """A sample of other settings is named for that, and not held against the settings on record."""
+    layout = layout_of(dataset.config)
+    changed = dataset.config.model_copy(update={"root_seed": 7, "resolution": 32})
+    layout.configuration_file.write_text(changed.to_yaml())
+    assert set(dataset.found()) == {"other_configuration", "stale"}
+
+
 def test_every_query_of_a_finding_can_be_asked(dataset: AuditedDataset) -> None:
     """The SQL that a finding names is answered by the data set, with rows wherever it is about rows."""
     dataset.file(FIRST).unlink()
