@@ -16,7 +16,7 @@ from typing import Any
 
 import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from bind_core.findings import Severity
 from bind_core.splits import Split
@@ -27,6 +27,8 @@ from storage.report_gallery import gallery_of, map_title, picked_by_suspicion
 from storage.report_plots import MOST_POINTS, channel_plots, coverage_strips, mass_function_plot, orientation_plot
 from storage.schemas import SimulationStatus
 
+_SPECIAL_IN_QUOTES = set('"$`\\!')
+"""What a shell reads within double quotes as something other than itself."""
 _MOST_FINDINGS = 40
 """Shown of each kind; the true number is shown with them."""
 _MOST_CHARACTERS = 600
@@ -166,6 +168,7 @@ def _environment() -> Environment:
         "clip": _clip,
         "number": lambda value: f"{value:,}",
         "counted": _counted,
+        "marked": _marked,
         "words": lambda text: str(text).replace("_", " "),
     }
     return environment
@@ -183,6 +186,16 @@ def _printable(value: Any) -> Any:
 
 def _clip(text: str, most: int = _MOST_CHARACTERS) -> str:
     return text if len(text) <= most else f"{text[:most]}…"
+
+
+def _marked(text: str) -> Markup:
+    """Return text as HTML, with what stands between back quotes as code."""
+    parts = [escape(_printable(part)) for part in text.split("`")]
+    if len(parts) % 2 == 0:
+        return escape(_printable(text))
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if index % 2 else part for index, part in enumerate(parts)
+    )
 
 
 def _counted(number: int, noun: str) -> str:
@@ -254,7 +267,9 @@ def _groups(result: AuditResult) -> list[FindingGroup]:
 def _command(result: AuditResult, sql: str) -> str:
     """Return what to type to ask the version that was audited."""
     version = f" --version {result.version}" if result.version >= 0 else ""
-    return f"bind-data query --dataset {shlex.quote(result.root)}{version} {shlex.quote(sql)}"
+    # Queries are full of single quotes; within double ones they stay readable.
+    quoted = shlex.quote(sql) if _SPECIAL_IN_QUOTES & set(sql) else f'"{sql}"'
+    return f"bind-data query --dataset {shlex.quote(result.root)}{version} {quoted}"
 
 
 def _shared(texts: Iterator[str]) -> str:

@@ -7,12 +7,14 @@ the page from light to dark. A library that draws in the browser would add megab
 import io
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
 from matplotlib import rc_context
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import ListedColormap
@@ -117,7 +119,7 @@ def mass_function_plot(samples: pl.DataFrame, halo_masses: pl.DataFrame) -> str 
     figure = _figure(7.2, 4.1)
     grid = figure.add_gridspec(2 if with_ratio else 1, 1, height_ratios=[3.2, 1] if with_ratio else None, hspace=0.12)
     axes = figure.add_subplot(grid[0])
-    handles = []
+    handles: list[Artist] = []
     if with_ratio:
         drawn = np.maximum(known, floor)
         axes.stairs(drawn, edges, fill=True, baseline=floor, color=_CATALOGUE, alpha=0.35)
@@ -176,22 +178,21 @@ def orientation_plot(samples: pl.DataFrame) -> str | None:
     axes = figure.add_axes((0.07, 0.16, 0.92, 0.83), projection="mollweide")
     if longitude.size <= MOST_POINTS:
         splits = samples["split"].to_numpy()
-        handles = []
+        marks: list[Artist] = []
         for split, colour in _SPLIT_COLOURS.items():
             of_split = splits == split
             if of_split.any():
-                axes.plot(
+                marks += axes.plot(
                     longitude[of_split],
                     np.arcsin(height[of_split]),
                     "o" if split == Split.TRAIN else "^",
                     color=colour,
+                    label=f"{split}: {of_split.sum():,}",
                     markersize=4 if longitude.size < 300 else 2.5,
                     alpha=0.8,
                     markeredgewidth=0,
-                    rasterized=longitude.size > 300,
                 )
-                handles.append(Patch(color=colour, label=f"{split}: {of_split.sum():,}"))
-        _legend(axes, handles, "lower center", (0.5, -0.2))
+        _legend(axes, marks, "lower center", (0.5, -0.2))
     else:
         _draw_density(figure, axes, longitude, height)
     axes.grid(True, color=_RULE, linewidth=0.7)
@@ -371,7 +372,7 @@ def _style(axes: Axes, across: str, up: str) -> None:
         spine.set_visible(side in {"left", "bottom"})
 
 
-def _legend(axes: Axes, handles: list[Patch], place: Any, anchor: tuple[float, float]) -> None:
+def _legend(axes: Axes, handles: Sequence[Artist], place: Any, anchor: tuple[float, float]) -> None:
     if handles:
         axes.legend(
             handles=handles,

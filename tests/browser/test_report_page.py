@@ -192,7 +192,7 @@ def test_a_query_is_copied_whole(visit: Callable[..., Visit]) -> None:
     expect(block.get_by_role("button")).to_have_text("Copied")
     copied = page.evaluate("navigator.clipboard.readText()")
     assert copied == block.locator("code").inner_text()
-    assert copied.startswith("bind-data query ") and copied.endswith("'SELECT simulation FROM samples'")
+    assert copied.startswith("bind-data query ") and copied.endswith('"SELECT simulation FROM samples"')
 
 
 def test_a_hostile_name_is_text(visit: Callable[..., Visit]) -> None:

@@ -1,6 +1,7 @@
 """The report as a page: what it says, in which order, and that data stays data."""
 
 import re
+import shlex
 from dataclasses import replace
 from datetime import timedelta
 from html.parser import HTMLParser
@@ -162,11 +163,26 @@ def test_every_kind_of_finding_is_explained(layout: DatasetLayout) -> None:
 
 def test_a_finding_comes_with_the_command_that_shows_it(layout: DatasetLayout) -> None:
     """The query is a whole command about the audited version, safe to paste into a shell whatever names are in it."""
-    sql = "SELECT * FROM samples WHERE simulation = 'SB35_0'; --"
-    result = result_of(layout.root / "my sets", ["SB35_0"], findings=[finding(query=sql)])
-    page = page_of(result)
-    assert f"""bind-data query --dataset '{layout.root}/my sets' --version 7""" in page.words
-    assert """'SELECT * FROM samples WHERE simulation = '"'"'SB35_0'"'"'; --'""" in page.words
+    plain = "SELECT * FROM samples WHERE simulation = 'SB35_0'"
+    tricky = "SELECT '$(reboot)`reboot`' AS \"name\""
+    found = [finding(query=plain), finding(AuditCode.ORPHAN, query=tricky)]
+    page = page_of(result_of(layout.root / "my sets", ["SB35_0"], findings=found))
+    commands = [line for line in page.text.splitlines() if "bind-data query" in line]
+    start = ["bind-data", "query", "--dataset", f"{layout.root}/my sets", "--version", "7"]
+    typed = [line[line.index("bind-data query") : line.rindex("Copy")] for line in commands]
+    assert [shlex.split(command) for command in typed] == [[*start, plain], [*start, tricky]]
+    assert typed[0].endswith(f'"{plain}"')
+
+
+def test_commands_in_advice_are_set_as_code(layout: DatasetLayout) -> None:
+    """What stands between back quotes is code, still escaped; a lone back quote is just that."""
+    advised = [
+        finding(advice="Run `bind-data repair <now>` or `x`."),
+        finding(AuditCode.ORPHAN, advice="A lone ` is <b>text</b>."),
+    ]
+    html = render_report(result_of(layout.root, ["SB35_0"], findings=advised), layout)
+    assert "Run <code>bind-data repair &lt;now&gt;</code> or <code>x</code>." in html
+    assert "A lone ` is &lt;b&gt;text&lt;/b&gt;." in html
 
 
 def test_many_findings_are_counted_and_few_shown(layout: DatasetLayout) -> None:
