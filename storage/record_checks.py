@@ -81,7 +81,7 @@ def _failures(rows: pl.DataFrame, model: Row) -> pl.DataFrame:
             pl.col("simulation").fill_null(""),
             expected=pl.when(of_column)
             .then(pl.format("{} to satisfy {}", "column", "check"))
-            .otherwise(pl.format("that it {}", "check")),
+            .otherwise(pl.col("check").str.replace(r"^must ", "it to ")),
             found=pl.when(of_column)
             .then(pl.coalesce(value, pl.lit("nothing")))
             .otherwise(pl.lit("a row that does not")),
