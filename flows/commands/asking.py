@@ -160,7 +160,7 @@ def _print_questions(name: str | None, as_json: bool) -> None:
     if as_json:
         print_json([asdict(question) for question in questions])
     elif name is not None:
-        console.print(f"-- {questions[0].answers}\n{questions[0].sql};", markup=False)
+        console.print(f"{questions[0].sql};\n-- {questions[0].answers}", markup=False)
     else:
         table = Table("name", "what it answers", "parameters")
         for question in questions:

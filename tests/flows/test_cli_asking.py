@@ -3,15 +3,20 @@
 import csv
 import io
 import json
+import os
+import pty
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
-from command_line import MadeDataset, call, fine, made, on_disk, refused
+from command_line import PROGRAM, MadeDataset, call, fine, made, on_disk, refused
 
 from storage.mock_suite import write_mock_suite
+from storage.questions import QUESTIONS
 
 pytestmark = [pytest.mark.mpi, pytest.mark.usefixtures("elsewhere")]
 
@@ -142,6 +147,131 @@ def test_query_refuses_what_is_wrong_or_writes(sound: MadeDataset, elsewhere: Pa
     assert on_disk(elsewhere) == {}
 
 
+# query: ready questions, formats and files
+
+
+def test_ready_questions_are_listed(elsewhere: Path) -> None:
+    """`query --list` names each question with what it answers and its parameters, without any data set."""
+    text = fine("query", "--list")
+    listed = json.loads(fine("query", "--list", "--json"))
+    assert [question["name"] for question in listed] == [question.name for question in QUESTIONS]
+    for question in listed:
+        assert re.search(rf"│ {question['name']} +│ {re.escape(question['answers'])} +│", text)
+    assert "count=10" in text
+    assert on_disk(elsewhere) == {}
+
+
+def test_a_ready_question_shows_sql_that_can_be_asked(sound: MadeDataset) -> None:
+    """What `query --show` prints is SQL, which answers what the question answers."""
+    asked = fine("query", "--ask", "disk-use", "-d", sound.root, "--json")
+    assert fine("query", fine("query", "--show", "disk-use"), "-d", sound.root, "--json") == asked
+    assert "contents" in refused("query", "--show", "nope")
+
+
+def test_ready_questions_take_parameters(sound: MadeDataset) -> None:
+    """`--ask` answers with its parameters bound; SQL in them is a text like any other."""
+    ask = ("query", "-d", sound.root, "--json", "--ask")
+    (row,) = json.loads(fine(*ask, "heaviest", "--param", "count=1"))
+    assert row["samples"] == 2
+    assert len(json.loads(fine(*ask, "samples", "-p", "simulation=SB35_1"))) == 2
+    assert json.loads(fine(*ask, "samples", "-p", "simulation=x' OR '1'='1")) == []
+    assert json.loads(fine(*ask, "made-by", "-p", "run='; COPY samples TO 'stolen.csv'; --")) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "but got none of them"),
+        (("SELECT 1", "--ask", "runs"), "but got several of them"),
+        (("--list", "--show", "runs"), "but got several of them"),
+        (("SELECT 1", "--param", "count=1"), "--ask NAME"),
+        (("--ask", "nope"), "contents"),
+        (("--ask", "samples"), "--param simulation=VALUE"),
+        (("--ask", "heaviest", "-p", "count"), "NAME=VALUE"),
+        (("--ask", "heaviest", "-p", "count=1", "-p", "count=2"), "each name once"),
+        (("--ask", "heaviest", "-p", "count=many"), "whole number"),
+        (("SELECT 1 AS a", "--version", "9"), "versions are 0"),
+        (("SELECT 1 AS a", "--version", "0", "--at", "2026-11-23"), "by its name or by a time"),
+        (("SELECT 1 AS a", "--at", "yesterday"), "ISO 8601"),
+        (("SELECT 1 AS a", "--at", "1999-12-31"), "Nothing was committed"),
+    ],
+)
+def test_query_says_what_is_missing_or_too_much(
+    sound: MadeDataset, elsewhere: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    """One message says what was expected, and no file is written."""
+    assert said in refused("query", "-d", sound.root, *arguments)
+    assert on_disk(elsewhere) == {}
+
+
+@pytest.mark.parametrize("named", ["by option", "by suffix"])
+def test_answers_are_written_to_files(sound: MadeDataset, elsewhere: Path, named: str) -> None:
+    """Table, CSV, Parquet and JSON files hold the same rows; standard output stays empty, and no leftover remains."""
+    sql = (
+        "SELECT simulation, count(*) AS n, sum(bytes) AS size, max(created_at) AS t FROM samples GROUP BY 1 ORDER BY 1"
+    )
+    files = {kind: elsewhere / "a folder" / f"answer.{kind}" for kind in ("table", "csv", "parquet", "json")}
+    for kind, file in files.items():
+        chosen = ("--format", kind) if named == "by option" else ()
+        assert fine("query", sql, "-d", sound.root, "--output", file, *chosen) == ""
+    assert set(on_disk(elsewhere)) == set(files.values())
+    parquet = pl.read_parquet(files["parquet"])
+    assert parquet["n"].to_list() == [2, 2]
+    assert parquet.schema["size"] == pl.Int64
+    assert pl.read_csv(files["csv"])["size"].to_list() == parquet["size"].to_list()
+    assert [row["size"] for row in json.loads(files["json"].read_text())] == parquet["size"].to_list()
+    assert all(f"│ {size} │" in files["table"].read_text() for size in parquet["size"])
+
+
+def test_parquet_holds_any_kind_of_value(sound: MadeDataset, elsewhere: Path) -> None:
+    """Lists, structures, durations, times, binary, empty and huge values are written and read back."""
+    sql = (
+        "SELECT list(sample_id) AS l, {'a': 1} AS s, max(created_at) - min(created_at) AS d, max(created_at) AS t, "
+        "'\\x01'::BLOB AS b, NULL AS n, 'nan'::DOUBLE AS f, 100000000000000000000::HUGEINT AS h FROM samples"
+    )
+    fine("query", sql, "-d", sound.root, "--output", "x.parquet")
+    (row,) = pl.read_parquet(elsewhere / "x.parquet").to_dicts()
+    assert (len(row["l"]), row["s"], row["b"], row["n"], row["h"]) == (4, {"a": 1}, b"\x01", None, 1e20)
+    assert row["t"].tzinfo is not None
+
+
+def test_parquet_is_for_programs(sound: MadeDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parquet goes to a file or another program; on a terminal it is refused with what to do."""
+    program = subprocess.run(
+        [PROGRAM, "query", "SELECT 42 AS a", "-d", sound.root, "--format", "parquet"],
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+    assert pl.read_parquet(io.BytesIO(program.stdout)).rows() == [(42,)]
+    leader, follower = pty.openpty()
+    on_terminal = subprocess.run(
+        [PROGRAM, "query", "SELECT 42 AS a", "-d", sound.root, "--format", "parquet"],
+        stdout=follower,
+        stderr=subprocess.PIPE,
+        timeout=60,
+        check=False,
+    )
+    os.close(follower)
+    os.close(leader)
+    assert on_terminal.returncode == 1
+    assert b"--output FILE" in on_terminal.stderr
+
+
+def test_an_answer_that_is_too_long_to_read_is_cut_and_said_so(sound: MadeDataset, elsewhere: Path) -> None:
+    """Of 1,001 rows a terminal shows 1,000, and says so; files and other formats have all."""
+    sql = "SELECT range AS a FROM range(1001)"
+    result = call("query", sql, "-d", sound.root)
+    assert result.exit_code == 0
+    assert "1,001 rows" in result.stdout
+    assert "│ 999 " in result.stdout
+    assert "│ 1000 " not in result.stdout
+    assert "first 1,000" in result.stderr
+    assert len(fine("query", sql, "-d", sound.root, "--format", "csv").splitlines()) == 1002
+    fine("query", sql, "-d", sound.root, "--output", "all.table")
+    assert "│ 1000 " in (elsewhere / "all.table").read_text()
+
+
 # show, normalize
 
 
@@ -181,7 +311,12 @@ def test_normalize_refuses_a_version_that_is_not_there(sound: MadeDataset) -> No
 
 
 @pytest.mark.parametrize(
-    "arguments", [("show", "SB35_0_halo_0_rot_0", "--output", "file/x.png"), ("normalize", "--output", "file/x")]
+    "arguments",
+    [
+        ("show", "SB35_0_halo_0_rot_0", "--output", "file/x.png"),
+        ("query", "SELECT 1 AS a", "--output", "file/x"),
+        ("normalize", "--output", "file/x"),
+    ],
 )
 def test_an_output_that_cannot_be_written_is_named(
     sound: MadeDataset, elsewhere: Path, arguments: tuple[str, ...]
