@@ -1,5 +1,6 @@
 """What the tests of the command line share: data sets, and ways to call `bind-data`."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from storage.mock_suite import MockSuite, write_mock_suite
 
 VARIABLES = ("BIND_NBODY_BASE", "BIND_HYDRO_BASE", "BIND_FOF_NBODY_BASE", "BIND_PARAM_FILE", "BIND_DATASET")
 """Variables of the environment that the commands read."""
+PROGRAM = Path(sys.executable).with_name("bind-data")
+"""The command as it is installed."""
 
 
 @dataclass(frozen=True)
