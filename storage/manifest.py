@@ -325,7 +325,7 @@ class Manifest:
             "run_id": run_id,
             "committed_at": datetime.now(UTC).isoformat(),
             "action": action,
-            "user": _user(),
+            "user": user_name(),
             "host": socket.gethostname(),
             "config_digest": self.config.digest,
             "code_version": version("bind-data"),
@@ -560,7 +560,8 @@ def one_of(column: str, texts: Iterable[str]) -> dataset.Expression:
     return dataset.field(column).isin(array(list(texts), string()))
 
 
-def _user() -> str:
+def user_name() -> str:
+    """Return who runs this process; a number where the user has no name."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a user id without a name, as in some containers

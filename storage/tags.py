@@ -4,7 +4,6 @@ A tag is a small JSON file of its own, so that it stays with the data set wherev
 tag at the same time do not meet.
 """
 
-import getpass
 import json
 import os
 import re
@@ -18,6 +17,7 @@ from typing import Any
 from bind_core.errors import BindDataError
 from storage.files import TEMPORARY_SUFFIX, write_bytes
 from storage.layout import DatasetLayout
+from storage.manifest import user_name
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
@@ -81,11 +81,8 @@ def new_tag(name: str, note: str, **version: Any) -> Tag:
             "with a letter, digit or underscore and are neither a number nor a date, which mean versions already; e.g. "
             "trained-2026-11."
         )
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container may run under a number that has no name
-        user = str(os.getuid())
-    return Tag(name=name, note=note, tagged_at=datetime.now(UTC), user=user, host=socket.gethostname(), **version)
+    given = {"tagged_at": datetime.now(UTC), "user": user_name(), "host": socket.gethostname()}
+    return Tag(name=name, note=note, **given, **version)
 
 
 def write_tag(layout: DatasetLayout, tag: Tag) -> Tag:
