@@ -81,8 +81,8 @@ def new_tag(name: str, note: str, **version: Any) -> Tag:
             "with a letter, digit or underscore and are neither a number nor a date, which mean versions already; e.g. "
             "trained-2026-11."
         )
-    given = {"tagged_at": datetime.now(UTC), "user": user_name(), "host": socket.gethostname()}
-    return Tag(name=name, note=note, **given, **version)
+    now, host = datetime.now(UTC), socket.gethostname()
+    return Tag(name=name, note=note, tagged_at=now, user=user_name(), host=host, **version)
 
 
 def write_tag(layout: DatasetLayout, tag: Tag) -> Tag:
