@@ -41,13 +41,13 @@ _DEFLATE_MAX_RATIO = 1040
 """Deflate stores 258 bytes in two bits at the best, 1032 to 1; the rest allows for small members."""
 
 
-# What damaged archives and array headers make the standard library and numpy raise.
+# What damaged archives and array headers make the standard library and numpy raise (an unknown compression is a
+# RuntimeError too).
 _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
     struct.error,
     EOFError,
-    NotImplementedError,
     OSError,
     OverflowError,
     RuntimeError,
