@@ -19,7 +19,8 @@ from bind_core.pairing import (
     empty_coarse_mesh,
     mesh_correlation,
 )
-from bind_core.snapshot import Component, ParticleSlice, ParticleType, PositionTally, SnapshotHeader
+from bind_core.particles import ParticleSlice, PositionTally
+from bind_core.snapshot import Component, ParticleType, SnapshotHeader
 from bind_core.suite import Role
 
 CRITICAL_DENSITY = 2.77536627e11

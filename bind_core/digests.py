@@ -24,7 +24,7 @@ class ParticleDigests:
 
     Each piece of a file is hashed together with the row that it begins at, and the hashes are added modulo 2^128. So
     the sum does not depend on which worker reads which pieces, but it does on how a file is divided into them, which
-    `bind_core.snapshot.SLICE_ROWS` and the file's chunks decide.
+    `bind_core.particles.SLICE_ROWS` and the file's chunks decide.
     """
 
     sums: dict[tuple[str, int], int] = field(default_factory=dict)

@@ -12,8 +12,9 @@ from bind_core.errors import SnapshotError
 from bind_core.halos import Halo
 from bind_core.maps import input_maps
 from bind_core.mesh import ParticleMesh
+from bind_core.particles import PositionTally, component_source, read_slices
 from bind_core.projection import Backend
-from bind_core.snapshot import Component, PositionTally, component_source, read_slices
+from bind_core.snapshot import Component
 from bind_core.windows import Windows
 
 IDENTITY = np.eye(3)

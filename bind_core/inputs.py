@@ -5,7 +5,8 @@ from pathlib import Path
 
 from bind_core.config import DatasetConfig
 from bind_core.digests import ParticleDigests, digest_of, header_and_particles_digest
-from bind_core.snapshot import Component, component_source, read_header, read_slices
+from bind_core.particles import component_source, read_slices
+from bind_core.snapshot import Component, read_header
 from bind_core.suite import Role
 
 

@@ -20,10 +20,11 @@ from storage.evidence import Evidence, SuiteRecord, parameter_frame, read_parame
 from storage.file_checks import check_files, list_files
 from storage.halo_checks import check_catalogue, check_masses, check_strata
 from storage.layout import DatasetLayout
-from storage.manifest import ManifestError, recorded_configuration, table_rows
+from storage.manifest import ManifestError, recorded_configuration
 from storage.plan_checks import check_plan, simulation_states, stale_inputs
 from storage.record_checks import check_form, check_records
 from storage.schemas import Row, SampleRow, SimulationRow
+from storage.tables import table_rows
 from storage.versions import DatasetVersion, resolve_version
 from storage.workload import Workload
 

@@ -4,41 +4,41 @@ A sample exists if, and only if, the table ``samples`` has a row for it. Every c
 versions can be read back.
 """
 
-import errno
 import getpass
 import os
 import socket
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import polars as pl
-from deltalake import DeltaTable, write_deltalake
-from deltalake.exceptions import DeltaError, TableNotFoundError
-from pyarrow import ArrowException, Schema, Table, array, dataset, schema, string
-from pyarrow.parquet import read_schema, read_table
-from pyarrow.types import is_large_string, is_string_view
 
 from bind_core.config import DatasetConfig
 from bind_core.errors import BindDataError
-from storage.compaction import AFTER_COMMIT, TABLE_SETTINGS, commit_properties, keep_compact
-from storage.files import StorageFullError, sha256_of, write_bytes
+from storage.compaction import keep_compact
+from storage.files import sha256_of, write_bytes
 from storage.layout import DatasetLayout
 from storage.replacement import NewFile, OldFile, Replacement, announce, finish, finish_interrupted
-from storage.schemas import ManifestError, Row, SampleRow, SimulationRow, table_schema, validate_rows
+from storage.schemas import ManifestError, Row, SampleRow, SimulationRow, validate_rows
+from storage.tables import (
+    BEFORE_THE_FIRST,
+    append_rows,
+    one_of,
+    open_table,
+    overwrite_rows,
+    read_rows,
+    table_exists,
+    table_history,
+)
 
 SAMPLE_ORDER = ("simulation", "halo", "rotation")
 """Order in which `Manifest.samples` returns the rows, whichever order they were committed in."""
 
 _SHOWN_IDS = 10
-
-BEFORE_THE_FIRST = -1
-"""The version of a table to which nothing was committed yet."""
 
 
 class ConfigurationMismatchError(BindDataError):
@@ -85,7 +85,7 @@ class Manifest:
 
     def exists(self) -> bool:
         """Whether anything was ever committed."""
-        return any(_exists(table) for table in (self.layout.samples_table, self.layout.simulations_table))
+        return any(table_exists(table) for table in (self.layout.samples_table, self.layout.simulations_table))
 
     def samples(self, version: int | None = None) -> pl.DataFrame:
         """Return the committed samples.
@@ -106,7 +106,7 @@ class Manifest:
         ManifestError
             If there is no such version, or the table cannot be read.
         """
-        return _read(self.layout.samples_table, SampleRow, version).sort(SAMPLE_ORDER)
+        return read_rows(self.layout.samples_table, SampleRow, version).sort(SAMPLE_ORDER)
 
     def simulations(self, version: int | None = None) -> pl.DataFrame:
         """Return all attempts at all simulations, oldest first.
@@ -126,7 +126,7 @@ class Manifest:
         ManifestError
             If there is no such version, or the table cannot be read.
         """
-        rows = _read(self.layout.simulations_table, SimulationRow, version)
+        rows = read_rows(self.layout.simulations_table, SimulationRow, version)
         return rows.sort("recorded_at", "run_id", "simulation")
 
     def latest_simulations(self) -> pl.DataFrame:
@@ -144,19 +144,19 @@ class Manifest:
             together, with the lists ``halo`` and ``rotation`` of the samples.
         """
         groups = ["simulation", "config_digest", "inputs_digest", "output_version"]
-        rows = _read(self.layout.samples_table, SampleRow, columns=[*groups, "halo", "rotation"])
+        rows = read_rows(self.layout.samples_table, SampleRow, columns=[*groups, "halo", "rotation"])
         return rows.group_by(groups, maintain_order=True).agg("halo", "rotation")
 
     def run_of_samples(self, sample_ids: Sequence[str]) -> dict[str, str]:
         """Return the run that made each of some samples; those that do not exist are left out."""
         named = one_of("sample_id", sample_ids)
-        rows = _read(self.layout.samples_table, SampleRow, columns=["sample_id", "run_id"], where=named)
+        rows = read_rows(self.layout.samples_table, SampleRow, columns=["sample_id", "run_id"], where=named)
         return dict(rows.rows())
 
     @property
     def version(self) -> int:
         """The latest version of the table ``samples``; `BEFORE_THE_FIRST` as long as it has none."""
-        table = _open(self.layout.samples_table)
+        table = open_table(self.layout.samples_table)
         return BEFORE_THE_FIRST if table is None else table.version()
 
     @property
@@ -218,9 +218,9 @@ class Manifest:
         if replaced:
             self._replace(new, frozenset(replaced), staged, metadata)
         elif new is not None:
-            _append(self.layout.samples_table, new, metadata | {"samples_added": str(new.height)})
+            append_rows(self.layout.samples_table, new, metadata | {"samples_added": str(new.height)})
         version = self.version
-        _append(self.layout.simulations_table, attempts, metadata | {"samples_version": str(version)})
+        append_rows(self.layout.simulations_table, attempts, metadata | {"samples_version": str(version)})
         for table in (self.layout.samples_table, self.layout.simulations_table):
             keep_compact(table, metadata, datetime.now(UTC))
         return version
@@ -249,7 +249,7 @@ class Manifest:
         kept = rows.with_columns(own=pl.Series(of_the_file)).sort("own", descending=True, maintain_order=True)
         kept = kept.unique("sample_id", keep="first", maintain_order=True).drop("own")
         counts = {"samples_added": "0", "samples_removed": str(rows.height - kept.height)}
-        _overwrite(self.layout.samples_table, kept, simulations, metadata | counts)
+        overwrite_rows(self.layout.samples_table, kept, simulations, metadata | counts)
         return rows.height - kept.height
 
     def _is_of_its_file(self, path: str, sha256: str) -> bool:
@@ -280,13 +280,13 @@ class Manifest:
         self, new: pl.DataFrame | None, replaced: frozenset[str], staged: Mapping[str, str], metadata: dict[str, str]
     ) -> None:
         """Exchange rows in one commit, and then the files."""
-        going = _read(self.layout.samples_table, SampleRow, where=one_of("sample_id", replaced))
+        going = read_rows(self.layout.samples_table, SampleRow, where=one_of("sample_id", replaced))
         coming = going.clear() if new is None else new
         simulations = sorted({*going["simulation"], *coming["simulation"]})
         if not simulations:
             return
         of_these = one_of("simulation", simulations)
-        before = _read(self.layout.samples_table, SampleRow, where=of_these)
+        before = read_rows(self.layout.samples_table, SampleRow, where=of_these)
         rows = pl.concat([before.filter(~pl.col("sample_id").is_in(list(replaced))), coming])
         replacement = Replacement(
             metadata["run_id"],
@@ -299,12 +299,12 @@ class Manifest:
         )
         journal = announce(self.layout, replacement)
         counts = {"samples_added": str(coming.height), "samples_removed": str(going.height)}
-        _overwrite(self.layout.samples_table, rows, simulations, metadata | counts)
+        overwrite_rows(self.layout.samples_table, rows, simulations, metadata | counts)
         finish(self.layout, replacement, journal)
 
     def _refuse_existing(self, new: pl.DataFrame, replaced: frozenset[str]) -> None:
         of_these_simulations = one_of("simulation", new["simulation"].unique())
-        known = _read(self.layout.samples_table, SampleRow, columns=["sample_id"], where=of_these_simulations)
+        known = read_rows(self.layout.samples_table, SampleRow, columns=["sample_id"], where=of_these_simulations)
         again = sorted(set(new["sample_id"]) & set(known["sample_id"]) - replaced)
         if again:
             more = f" and {len(again) - _SHOWN_IDS} more" if len(again) > _SHOWN_IDS else ""
@@ -422,101 +422,6 @@ def _differences(layout: DatasetLayout, recorded: dict[str, Any], current: dict[
     return "\n".join(lines)
 
 
-def _exists(path: Path) -> bool:
-    return (path / "_delta_log").is_dir() and DeltaTable.is_deltatable(str(path))
-
-
-def _open(path: Path, version: int | None = None) -> DeltaTable | None:
-    try:
-        return DeltaTable(path, version=version)
-    except TableNotFoundError:
-        if version is None:
-            return None
-        raise ManifestError(f"The table {path} has no version {version}: nothing was committed to it yet.") from None
-    except DeltaError as error:
-        latest = _open(path) if version is not None else None
-        if latest is not None and not 0 <= (version or 0) <= latest.version():
-            raise ManifestError(
-                f"The table {path} has no version {version}; its versions are 0 to {latest.version()}."
-            ) from error
-        raise ManifestError(f"Cannot read the table {path}: {error}") from error
-
-
-def table_rows(path: Path, model: Row, version: int | None = None) -> dataset.Dataset:
-    """Return a table for pyarrow, DuckDB or anything else that reads Arrow's data sets; nothing is loaded yet.
-
-    The files that the version consists of are read as plain Parquet: polars' Delta reader takes the path for a URL,
-    in which a blank leads nowhere, and the Delta library's own data set skips files by statistics that its
-    checkpoints are known to confuse (delta-rs issue 3201).
-
-    Parameters
-    ----------
-    path : Path
-        Folder of the table.
-    model : SampleRow or SimulationRow
-        Its schema, for a table that does not exist yet.
-    version : int, optional
-        An earlier version; the latest by default. `BEFORE_THE_FIRST` has no rows.
-
-    Raises
-    ------
-    ManifestError
-        If there is no such version, or the table cannot be read.
-    """
-    table = None if version == BEFORE_THE_FIRST else _open(path, version)
-    if table is None:
-        return dataset.dataset(_plain(pl.DataFrame(schema=table_schema(model))))
-    files = [path / PurePosixPath(uri).name for uri in table.file_uris()]  # whose folder is percent-encoded
-    try:
-        return _rows_of(files, schema(table.schema().to_arrow()))
-    except (ArrowException, OSError) as error:
-        raise ManifestError(
-            f"Cannot read the table {path}: {error}. One of its files is missing or damaged; restore it from a copy, "
-            "or read an earlier version."
-        ) from error
-
-
-def _rows_of(files: list[Path], columns: Schema) -> dataset.Dataset:
-    """Return the rows of Parquet files.
-
-    Files that the Delta library has rewritten by itself, to delete or change rows, hold texts as views, which cannot
-    be filtered; these are loaded and converted.
-    """
-    views = [path for path in files if any(is_string_view(kind) for kind in read_schema(path).types)]
-    plain = dataset.dataset([path for path in files if path not in views], schema=columns, format="parquet")
-    if not views:
-        return plain
-    converted = [read_table(path, partitioning=None).select(columns.names).cast(columns) for path in views]
-    return dataset.dataset([plain, dataset.dataset(converted, schema=columns)])
-
-
-def table_history(path: Path) -> list[dict[str, Any]]:
-    """Return what each commit to a table says of itself, oldest first; nothing if there is no such table.
-
-    Parameters
-    ----------
-    path : Path
-        Folder of the table.
-
-    Returns
-    -------
-    list of dict
-        ``version``, ``timestamp`` (milliseconds since 1970, UTC), ``operation`` and ``operationMetrics`` as Delta has
-        them, and what the committer added, as text.
-
-    Raises
-    ------
-    ManifestError
-        If the table cannot be read.
-    """
-    table = _open(path)
-    try:
-        history: list[dict[str, Any]] = [] if table is None else table.history()
-    except (DeltaError, OSError) as error:
-        raise ManifestError(f"Cannot read the history of the table {path}: {error}") from error
-    return sorted(history, key=lambda entry: entry["version"])
-
-
 def _version(entry: dict[str, Any]) -> ManifestVersion:
     metrics = entry.get("operationMetrics", {})  # of commits by other tools, which say no more
     added = metrics.get("num_added_rows") or metrics.get("num_target_rows_inserted") or 0
@@ -532,74 +437,9 @@ def _version(entry: dict[str, Any]) -> ManifestVersion:
     )
 
 
-def _plain(rows: pl.DataFrame) -> Table:
-    """Return rows with texts as Arrow's plain strings; in files of polars' string views, texts cannot be filtered."""
-    table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
-    texts = [field.with_type(string()) if is_large_string(field.type) else field for field in table.schema]
-    return table.cast(schema(texts))
-
-
-def _read(
-    path: Path,
-    model: Row,
-    version: int | None = None,
-    columns: list[str] | None = None,
-    where: dataset.Expression | None = None,
-) -> pl.DataFrame:
-    try:
-        return pl.DataFrame(table_rows(path, model, version).to_table(columns=columns, filter=where))
-    except (ArrowException, DeltaError, OSError) as error:
-        raise ManifestError(
-            f"Cannot read the table {path}: {error}. One of its files is missing or damaged; restore it from a copy, "
-            "or read an earlier version."
-        ) from error
-
-
-def one_of(column: str, texts: Iterable[str]) -> dataset.Expression:
-    """Return the condition that a column holds one of some texts, of which there may be none."""
-    return dataset.field(column).isin(array(list(texts), string()))
-
-
 def user_name() -> str:
     """Return who runs this process; a number where the user has no name."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a user id without a name, as in some containers
         return str(os.getuid())
-
-
-def _overwrite(path: Path, rows: pl.DataFrame, simulations: Sequence[str], metadata: dict[str, str]) -> None:
-    """Replace all rows of some simulations in one commit."""
-    names = ", ".join("'" + name.replace("'", "''") + "'" for name in simulations)
-    with _failures_explained(path, rows):
-        write_deltalake(
-            path,
-            _plain(rows),
-            mode="overwrite",
-            predicate=f"simulation IN ({names})",
-            commit_properties=commit_properties(metadata),
-            post_commithook_properties=AFTER_COMMIT,
-        )
-
-
-def _append(path: Path, rows: pl.DataFrame, metadata: dict[str, str]) -> None:
-    path.mkdir(parents=True, exist_ok=True)
-    with _failures_explained(path, rows):
-        write_deltalake(
-            path,
-            _plain(rows),
-            mode="append",
-            configuration=None if _exists(path) else TABLE_SETTINGS,
-            commit_properties=commit_properties(metadata),
-            post_commithook_properties=AFTER_COMMIT,
-        )
-
-
-@contextmanager
-def _failures_explained(path: Path, rows: pl.DataFrame) -> Iterator[None]:
-    try:
-        yield
-    except (DeltaError, OSError) as error:
-        if f"os error {errno.ENOSPC}" in str(error) or f"os error {errno.EDQUOT}" in str(error):
-            raise StorageFullError.at(path, "no space left") from error
-        raise ManifestError(f"Cannot commit {rows.height} rows to the table {path}: {error}") from error

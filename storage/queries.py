@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from bind_core.errors import BindDataError
 from storage.layout import DatasetLayout
-from storage.manifest import recorded_configuration, table_rows
+from storage.manifest import recorded_configuration
 from storage.schemas import SampleRow, SimulationRow
+from storage.tables import table_rows
 from storage.versions import DatasetVersion
 
 # Anything that leads out of the tables is off, and stays off whatever a query asks for.

@@ -17,10 +17,11 @@ from bind_core.plan import SimulationPlan, Target
 from bind_core.rotations import matrix_quaternion
 from bind_core.sample import OUTPUT_VERSION
 from bind_core.splits import split_of
-from storage.manifest import Manifest, one_of, table_rows
+from storage.manifest import Manifest
 from storage.provenance import Inputs, digest_of_inputs, to_json
 from storage.results import SampleRecord
 from storage.schemas import SampleRow, SimulationStatus
+from storage.tables import one_of, table_rows
 from storage.workload import Reason, SimulationWork
 
 

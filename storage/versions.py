@@ -11,7 +11,8 @@ from typing import Any
 
 from bind_core.errors import BindDataError
 from storage.layout import DatasetLayout
-from storage.manifest import BEFORE_THE_FIRST, Manifest, ManifestVersion, table_history
+from storage.manifest import Manifest, ManifestVersion
+from storage.tables import BEFORE_THE_FIRST, table_history
 from storage.tags import Tag, new_tag, read_tags, write_tag
 
 # ISO 8601, down to whichever unit is given.

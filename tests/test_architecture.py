@@ -18,6 +18,7 @@ MODULES = {
 BATCH = (
     "tasks.launchers",
     "tasks.projection_job",
+    "tasks.simulation_job",
     "tasks.batch",
     "tasks.read_ahead",
     "tasks.shared_memory",

@@ -13,8 +13,9 @@ from deltalake import DeltaTable, write_deltalake
 from pyarrow import dataset
 
 from storage.files import sha256_of
-from storage.manifest import Manifest, layout_at, table_rows
+from storage.manifest import Manifest, layout_at
 from storage.schemas import SampleRow
+from storage.tables import table_rows
 
 CAMELS_MINI = Path(__file__).parents[2] / "shared" / "camels_mini"
 COMMAND = Path(sys.executable).with_name("bind-data")

@@ -7,18 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bind_core import snapshot
+from bind_core import particles
 from bind_core.config import DatasetConfig
 from bind_core.errors import SnapshotError
-from bind_core.snapshot import (
-    Component,
-    ParticleType,
-    Piece,
-    component_source,
-    read_header,
-    read_slices,
-    share_of,
-)
+from bind_core.particles import Piece, component_source, read_slices, share_of
+from bind_core.snapshot import Component, ParticleType, read_header
 from bind_core.suite import find_simulation
 from storage.mock_formats import VARIED_FORMATS
 
@@ -177,7 +170,7 @@ def test_bad_masses_are_counted(tmp_path, bad):
 
 def test_slices_are_bounded_and_follow_hdf5_chunks(tmp_path, monkeypatch):
     """However many particles there are, a slice has at most the bound, in whole chunks, and all rows come once."""
-    monkeypatch.setattr(snapshot, "SLICE_ROWS", 100)
+    monkeypatch.setattr(particles, "SLICE_ROWS", 100)
     raw = positions(1050)
     path = write(tmp_path / "s.hdf5", {1: {"Coordinates": raw}}, {"chunks": (30, 3)})
     source, slices = read(path)

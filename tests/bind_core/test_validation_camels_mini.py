@@ -10,7 +10,8 @@ from bind_core.content import ContentCheck
 from bind_core.findings import FindingCode
 from bind_core.pairing import MESH_SIDE, add_to_coarse_mesh, empty_coarse_mesh, mesh_correlation
 from bind_core.parameters import find_parameter_file, read_parameter_table
-from bind_core.snapshot import Component, component_source, read_slices
+from bind_core.particles import component_source, read_slices
+from bind_core.snapshot import Component
 from bind_core.suite import discover_simulations, find_simulation
 from bind_core.validation import inspect_simulation, validate_simulation
 

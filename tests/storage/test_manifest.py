@@ -33,7 +33,6 @@ def test_a_new_data_set_is_empty(dataset) -> None:
     assert manifest.samples().is_empty()
     assert dict(manifest.samples().schema) == table_schema(SampleRow)
     assert dict(manifest.simulations().schema) == table_schema(SimulationRow)
-    assert manifest.samples().is_empty()
     assert (manifest.version, manifest.versions) == (-1, [])
     assert not dataset.root.exists()
 
@@ -226,14 +225,14 @@ def test_commits_at_the_same_time_all_arrive(dataset) -> None:
 
 def test_a_crash_between_the_tables_leaves_samples_that_exist(dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """If a commit dies after its samples, they exist, and the next run records their simulation."""
-    append = manifest_module._append
+    append = manifest_module.append_rows
 
     def die(path, rows, metadata) -> None:
         if path == dataset.layout.simulations_table:
             raise KeyboardInterrupt
         append(path, rows, metadata)
 
-    monkeypatch.setattr(manifest_module, "_append", die)
+    monkeypatch.setattr(manifest_module, "append_rows", die)
     with pytest.raises(KeyboardInterrupt):
         dataset.commit("SB35_0")
     monkeypatch.undo()

@@ -219,7 +219,7 @@ def test_a_damaged_file_is_made_again_byte_by_byte(config: DatasetConfig) -> Non
     assert not (config.output_root / "superseded").exists()
 
 
-@pytest.mark.parametrize("step", ["announce", "_overwrite", "finish", "_append"])
+@pytest.mark.parametrize("step", ["announce", "overwrite_rows", "finish", "append_rows"])
 def test_a_refresh_that_is_killed_leaves_the_old_or_the_new(
     config: DatasetConfig, suite: MockSuite, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -238,7 +238,7 @@ def test_a_refresh_that_is_killed_leaves_the_old_or_the_new(
         with pytest.raises(KilledError):
             refresh(config, run_id="killed")
     committed = set(manifest_of(config).samples().filter(simulation="SB35_0")["run_id"])
-    assert committed == ({"run"} if step in ("announce", "_overwrite") else {"killed"})
+    assert committed == ({"run"} if step in ("announce", "overwrite_rows") else {"killed"})
     manifest_of(config).finish_interrupted()
     sound(config)
     refresh(config, run_id="again")

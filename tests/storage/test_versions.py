@@ -9,7 +9,8 @@ from deltalake import DeltaTable, write_deltalake
 
 from storage.compaction import commit_properties, compact
 from storage.differences import difference
-from storage.manifest import BEFORE_THE_FIRST, Manifest
+from storage.manifest import Manifest
+from storage.tables import BEFORE_THE_FIRST
 from storage.tags import TagError, delete_tag, read_tags
 from storage.versions import (
     DatasetVersion,

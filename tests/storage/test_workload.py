@@ -84,7 +84,7 @@ def test_a_kill_between_the_two_tables_is_completed_without_remaking(
     class KilledError(Exception):
         pass
 
-    append = manifest_module._append
+    append = manifest_module.append_rows
 
     def killed_before_the_second_table(path: Path, *rest: object) -> None:
         if path.name == "simulations":
@@ -92,7 +92,7 @@ def test_a_kill_between_the_two_tables_is_completed_without_remaking(
         append(path, *rest)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(manifest_module, "_append", killed_before_the_second_table)
+        patch.setattr(manifest_module, "append_rows", killed_before_the_second_table)
         with pytest.raises(KilledError):
             record(config, block)
     before = times(config), manifest_of(config).version

@@ -63,6 +63,18 @@ CONTENT_DEFECTS = {
 LONG = 25
 """Rotations of a job that is to be killed before its end."""
 
+IN_PASSES = """
+from tasks import simulation_job
+simulation_job.MAPS_MEMORY = 5 * 7 * 32 * 32 * 4
+passes = []
+fill = simulation_job.SimulationJob._fill
+def counted(*arguments):
+    passes.append(1)
+    return fill(*arguments)
+simulation_job.SimulationJob._fill = counted
+run()
+assert len(passes) > len(plan.simulations)
+"""
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -197,9 +209,7 @@ def test_several_passes_make_the_same_samples(
 ) -> None:
     """Where the maps of a simulation do not fit into the memory for them, it is done in passes, with the same bytes."""
     plan = plan_of(config_of(suite, tmp_path))
-    found = last_line(
-        run_mpi(SCRIPT + "job.MAPS_MEMORY = 5 * 7 * 32 * 32 * 4\nrun()", 2, written(plan, tmp_path / "work"))
-    )
+    found = last_line(run_mpi(SCRIPT + IN_PASSES, 2, written(plan, tmp_path / "work")))
     assert digests(tmp_path) == digests(undisturbed[0])
     results = {
         values["simulation"]: replace(SimulationResult.from_json(json.dumps(values)), seconds={}) for values in found

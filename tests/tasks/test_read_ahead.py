@@ -11,7 +11,7 @@ from bind_core.config import DatasetConfig, Stratum
 from bind_core.errors import SnapshotError
 from bind_core.snapshot import Component
 from storage.mock_suite import Defect, MockFormat, MockSuite, SnapshotLayout, write_mock_suite
-from tasks import projection_job
+from tasks import simulation_job
 from tasks.read_ahead import ReadAhead, memory_bytes, reads_ahead
 
 ALWAYS, NEVER = 0.0, 1e9
@@ -84,13 +84,13 @@ def test_samples_are_the_same_and_all_but_the_first_component_are_read_in_the_ba
         tmp_path / "suite", simulations=3, particles_per_side=16, defects={"SB35_1": [Defect.NAN_POSITIONS]}
     )
     in_background = []
-    read_share = projection_job._SimulationJob._read_share
+    read_share = simulation_job.SimulationJob._read_share
 
     def watched(job, source):  # type: ignore[no-untyped-def]
         in_background.append(threading.current_thread() is not threading.main_thread())
         return read_share(job, source)
 
-    monkeypatch.setattr(projection_job._SimulationJob, "_read_share", watched)
+    monkeypatch.setattr(simulation_job.SimulationJob, "_read_share", watched)
     with_it = project(config_of(suite, tmp_path / "with", ALWAYS))
     assert in_background == [False] + [True] * (3 * len(Component) - 1)
     in_background.clear()

@@ -1,0 +1,218 @@
+"""The two Delta tables as files: opened at a version, read as Arrow, appended to, and parts of them replaced."""
+
+import errno
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import polars as pl
+from deltalake import DeltaTable, write_deltalake
+from deltalake.exceptions import DeltaError, TableNotFoundError
+from pyarrow import ArrowException, Schema, Table, array, dataset, schema, string
+from pyarrow.parquet import read_schema, read_table
+from pyarrow.types import is_large_string, is_string_view
+
+from storage.compaction import AFTER_COMMIT, TABLE_SETTINGS, commit_properties
+from storage.files import StorageFullError
+from storage.schemas import ManifestError, Row, table_schema
+
+BEFORE_THE_FIRST = -1
+"""The version of a table to which nothing was committed yet."""
+
+
+def table_exists(path: Path) -> bool:
+    """Whether there is a table in a folder."""
+    return (path / "_delta_log").is_dir() and DeltaTable.is_deltatable(str(path))
+
+
+def open_table(path: Path, version: int | None = None) -> DeltaTable | None:
+    """Open a table at a version, by default the latest; return None if there is no table and no version was asked for.
+
+    Raises
+    ------
+    ManifestError
+        If there is no such version, or the table cannot be read.
+    """
+    try:
+        return DeltaTable(path, version=version)
+    except TableNotFoundError:
+        if version is None:
+            return None
+        raise ManifestError(f"The table {path} has no version {version}: nothing was committed to it yet.") from None
+    except DeltaError as error:
+        latest = open_table(path) if version is not None else None
+        if latest is not None and not 0 <= (version or 0) <= latest.version():
+            raise ManifestError(
+                f"The table {path} has no version {version}; its versions are 0 to {latest.version()}."
+            ) from error
+        raise ManifestError(f"Cannot read the table {path}: {error}") from error
+
+
+def table_rows(path: Path, model: Row, version: int | None = None) -> dataset.Dataset:
+    """Return a table for pyarrow, DuckDB or anything else that reads Arrow's data sets; nothing is loaded yet.
+
+    The files that the version consists of are read as plain Parquet: polars' Delta reader takes the path for a URL,
+    in which a blank leads nowhere, and the Delta library's own data set skips files by statistics that its
+    checkpoints are known to confuse (delta-rs issue 3201).
+
+    Parameters
+    ----------
+    path : Path
+        Folder of the table.
+    model : SampleRow or SimulationRow
+        Its schema, for a table that does not exist yet.
+    version : int, optional
+        An earlier version; the latest by default. `BEFORE_THE_FIRST` has no rows.
+
+    Raises
+    ------
+    ManifestError
+        If there is no such version, or the table cannot be read.
+    """
+    table = None if version == BEFORE_THE_FIRST else open_table(path, version)
+    if table is None:
+        return dataset.dataset(_plain(pl.DataFrame(schema=table_schema(model))))
+    files = [path / PurePosixPath(uri).name for uri in table.file_uris()]  # whose folder is percent-encoded
+    try:
+        return _rows_of(files, schema(table.schema().to_arrow()))
+    except (ArrowException, OSError) as error:
+        raise ManifestError(
+            f"Cannot read the table {path}: {error}. One of its files is missing or damaged; restore it from a copy, "
+            "or read an earlier version."
+        ) from error
+
+
+def _rows_of(files: list[Path], columns: Schema) -> dataset.Dataset:
+    """Return the rows of Parquet files.
+
+    Files that the Delta library has rewritten by itself, to delete or change rows, hold texts as views, which cannot
+    be filtered; these are loaded and converted.
+    """
+    views = [path for path in files if any(is_string_view(kind) for kind in read_schema(path).types)]
+    plain = dataset.dataset([path for path in files if path not in views], schema=columns, format="parquet")
+    if not views:
+        return plain
+    converted = [read_table(path, partitioning=None).select(columns.names).cast(columns) for path in views]
+    return dataset.dataset([plain, dataset.dataset(converted, schema=columns)])
+
+
+def table_history(path: Path) -> list[dict[str, Any]]:
+    """Return what each commit to a table says of itself, oldest first; nothing if there is no such table.
+
+    Parameters
+    ----------
+    path : Path
+        Folder of the table.
+
+    Returns
+    -------
+    list of dict
+        ``version``, ``timestamp`` (milliseconds since 1970, UTC), ``operation`` and ``operationMetrics`` as Delta has
+        them, and what the committer added, as text.
+
+    Raises
+    ------
+    ManifestError
+        If the table cannot be read.
+    """
+    table = open_table(path)
+    try:
+        history: list[dict[str, Any]] = [] if table is None else table.history()
+    except (DeltaError, OSError) as error:
+        raise ManifestError(f"Cannot read the history of the table {path}: {error}") from error
+    return sorted(history, key=lambda entry: entry["version"])
+
+
+def _plain(rows: pl.DataFrame) -> Table:
+    """Return rows with texts as Arrow's plain strings; in files of polars' string views, texts cannot be filtered."""
+    table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
+    texts = [field.with_type(string()) if is_large_string(field.type) else field for field in table.schema]
+    return table.cast(schema(texts))
+
+
+def read_rows(
+    path: Path,
+    model: Row,
+    version: int | None = None,
+    columns: list[str] | None = None,
+    where: dataset.Expression | None = None,
+) -> pl.DataFrame:
+    """Return rows of a table.
+
+    Parameters
+    ----------
+    path : Path
+        Folder of the table.
+    model : SampleRow or SimulationRow
+        Its schema, for a table that does not exist yet.
+    version : int, optional
+        An earlier version; the latest by default.
+    columns : list of str, optional
+        Which columns; all by default.
+    where : Expression, optional
+        Which rows; all by default.
+
+    Raises
+    ------
+    ManifestError
+        If there is no such version, or the table cannot be read.
+    """
+    try:
+        return pl.DataFrame(table_rows(path, model, version).to_table(columns=columns, filter=where))
+    except (ArrowException, DeltaError, OSError) as error:
+        raise ManifestError(
+            f"Cannot read the table {path}: {error}. One of its files is missing or damaged; restore it from a copy, "
+            "or read an earlier version."
+        ) from error
+
+
+def one_of(column: str, texts: Iterable[str]) -> dataset.Expression:
+    """Return the condition that a column holds one of some texts, of which there may be none."""
+    return dataset.field(column).isin(array(list(texts), string()))
+
+
+def overwrite_rows(path: Path, rows: pl.DataFrame, simulations: Sequence[str], metadata: dict[str, str]) -> None:
+    """Replace all rows of some simulations in one commit; raises as `append_rows` does."""
+    names = ", ".join("'" + name.replace("'", "''") + "'" for name in simulations)
+    with _failures_explained(path, rows):
+        write_deltalake(
+            path,
+            _plain(rows),
+            mode="overwrite",
+            predicate=f"simulation IN ({names})",
+            commit_properties=commit_properties(metadata),
+            post_commithook_properties=AFTER_COMMIT,
+        )
+
+
+def append_rows(path: Path, rows: pl.DataFrame, metadata: dict[str, str]) -> None:
+    """Add rows to a table in one commit; the first one makes the table.
+
+    Raises
+    ------
+    StorageFullError
+        If the disk or the quota is full.
+    ManifestError
+        If they cannot be committed for another reason.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    with _failures_explained(path, rows):
+        write_deltalake(
+            path,
+            _plain(rows),
+            mode="append",
+            configuration=None if table_exists(path) else TABLE_SETTINGS,
+            commit_properties=commit_properties(metadata),
+            post_commithook_properties=AFTER_COMMIT,
+        )
+
+
+@contextmanager
+def _failures_explained(path: Path, rows: pl.DataFrame) -> Iterator[None]:
+    try:
+        yield
+    except (DeltaError, OSError) as error:
+        if f"os error {errno.ENOSPC}" in str(error) or f"os error {errno.EDQUOT}" in str(error):
+            raise StorageFullError.at(path, "no space left") from error
+        raise ManifestError(f"Cannot commit {rows.height} rows to the table {path}: {error}") from error
