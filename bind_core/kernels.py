@@ -22,6 +22,9 @@ pixel follow from four sums over them, of 1, u, v and uv. These lie side by side
 takes the place of four scattered ones, or of the branch that avoids them. They are integers, so they are exact
 and independent of order. What bounds the speed is that read-modify-write (about half of the time), then the
 vectorised pass; the knob worth turning is the number of cells per side of the mesh.
+
+All parts of the kernel stand in this one file: numba's cache is renewed when the file of a compiled function changes,
+and does not look at the files of what that function calls.
 """
 
 from typing import Any

@@ -1,6 +1,8 @@
 """One sample: the aligned maps of one halo in one orientation."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +37,18 @@ class Sample:
     """(3,): centre of the halo in the box frame, in Mpc/h."""
     rotation: NDArray[np.float64]
     """(3, 3): from the box frame to the projected frame."""
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray]) -> Self:
+        """Return the sample whose arrays these are, by name; others are left out.
+
+        Raises
+        ------
+        KeyError
+            If one is missing.
+        """
+        values: dict[str, Any] = {field.name: arrays[field.name] for field in fields(cls)}
+        return cls(**values | {"halo_mass": float(arrays["halo_mass"])})
 
     def arrays(self) -> dict[str, NDArray]:
         """Return the arrays by name, with the dtypes of the contract, in the contract's order."""

@@ -87,39 +87,33 @@ SettingOption = Annotated[
 ]
 
 
-def settings_of(
-    context: typer.Context,
-    dataset: Path,
-    config_file: Path | None,
-    dmo_base: Path | None,
-    hydro_base: Path | None,
-    catalogue_base: Path | None,
-    param_file: Path | None,
-    set_name: str | None,
-    options: list[str] | None,
-    ranks: int | None,
-) -> dict[str, Any]:
+_OPTIONS = {"parameter_file": "param_file"}
+"""Options that are called otherwise than their settings."""
+_SETTINGS = (*BASES, "parameter_file", "set_name", "ranks")
+
+
+def settings_of(context: typer.Context) -> dict[str, Any]:
     """Gather settings: flags before a --config file before the environment before the data set's own file.
+
+    Parameters
+    ----------
+    context : Context
+        Of a command with the options of this module for the suite; what it does not have counts as not given.
 
     Raises
     ------
     ConfigurationError
         If a file cannot be read, an option is not NAME=VALUE, or a folder of the suite is not given.
     """
+    options = context.params
+    dataset, config_file = Path(options["dataset"]), options["config_file"]
     own = dataset / "dataset.yaml"
     values: dict[str, Any] = {}
     if config_file is not None:
-        values = read_yaml_mapping(config_file)
+        values = read_yaml_mapping(Path(config_file))
     elif own.exists():
         values = read_yaml_mapping(own)
-    given = {
-        "dmo_base": dmo_base,
-        "hydro_base": hydro_base,
-        "catalogue_base": catalogue_base,
-        "parameter_file": param_file,
-        "set_name": set_name,
-        "ranks": ranks,
-    }
+    given = {setting: options.get(_OPTIONS.get(setting, setting)) for setting in _SETTINGS}
     in_file = values if config_file is not None else {}
     values |= {
         name: value
@@ -128,7 +122,7 @@ def settings_of(
     }
     if in_file.get("output_root") is None or _given_by(context, "dataset") == "COMMANDLINE":
         values["output_root"] = dataset
-    for text in options or []:
+    for text in options["option"] or []:
         name, separator, value = text.partition("=")
         if not separator:
             raise ConfigurationError(f"--option {text}: expected NAME=VALUE, e.g. --option resolution=64.")
@@ -201,5 +195,5 @@ def _setting(option: str, value: str) -> Any:
 
 def _given_by(context: typer.Context, setting: str) -> str:
     """Return who gave a setting: COMMANDLINE, ENVIRONMENT, DEFAULT."""
-    source = context.get_parameter_source({"parameter_file": "param_file"}.get(setting, setting))
+    source = context.get_parameter_source(_OPTIONS.get(setting, setting))
     return "" if source is None else source.name

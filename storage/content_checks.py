@@ -131,15 +131,7 @@ class SampleExpectation:
         problems += broken
         if broken:
             return inspection
-        sample = Sample(
-            condition=arrays["condition"],
-            target=arrays["target"],
-            large_scale=arrays["large_scale"],
-            params=arrays["params"],
-            halo_mass=float(arrays["halo_mass"]),
-            halo_center=arrays["halo_center"],
-            rotation=arrays["rotation"],
-        )
+        sample = Sample.from_arrays(arrays)
         windows = self.config.windows
         problems += self._row_problems(sample, row, rotation)
         problems += _mass_problems(sample, row, windows)

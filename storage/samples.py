@@ -139,15 +139,7 @@ def decode_sample(content: bytes, path: Path) -> Sample:
     except ArchiveError as error:
         raise SampleError(str(error)) from error
     _check(arrays, str(path))
-    return Sample(
-        condition=arrays["condition"],
-        target=arrays["target"],
-        large_scale=arrays["large_scale"],
-        params=arrays["params"],
-        halo_mass=float(arrays["halo_mass"]),
-        halo_center=arrays["halo_center"],
-        rotation=arrays["rotation"],
-    )
+    return Sample.from_arrays(arrays)
 
 
 def read_sample(path: Path) -> Sample:

@@ -77,10 +77,7 @@ def table_rows(path: Path, model: Row, version: int | None = None) -> dataset.Da
     try:
         return _rows_of(files, schema(table.schema().to_arrow()))
     except (ArrowException, OSError) as error:
-        raise ManifestError(
-            f"Cannot read the table {path}: {error}. One of its files is missing or damaged; restore it from a copy, "
-            "or read an earlier version."
-        ) from error
+        raise _damaged(path, error) from error
 
 
 def _rows_of(files: list[Path], columns: Schema) -> dataset.Dataset:
@@ -124,6 +121,13 @@ def table_history(path: Path) -> list[dict[str, Any]]:
     return sorted(history, key=lambda entry: entry["version"])
 
 
+def _damaged(path: Path, error: Exception) -> ManifestError:
+    return ManifestError(
+        f"Cannot read the table {path}: {error}. One of its files is missing or damaged; restore it from a copy, or "
+        "read an earlier version."
+    )
+
+
 def _plain(rows: pl.DataFrame) -> Table:
     """Return rows with texts as Arrow's plain strings; in files of polars' string views, texts cannot be filtered."""
     table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
@@ -161,10 +165,7 @@ def read_rows(
     try:
         return pl.DataFrame(table_rows(path, model, version).to_table(columns=columns, filter=where))
     except (ArrowException, DeltaError, OSError) as error:
-        raise ManifestError(
-            f"Cannot read the table {path}: {error}. One of its files is missing or damaged; restore it from a copy, "
-            "or read an earlier version."
-        ) from error
+        raise _damaged(path, error) from error
 
 
 def one_of(column: str, texts: Iterable[str]) -> dataset.Expression:

@@ -1,4 +1,7 @@
-"""Commands that make things: mock suites and data sets."""
+"""Commands that make things: mock suites and data sets.
+
+Options about the suite are named in each command for its help, and read by `flows.options.settings_of`.
+"""
 
 import re
 import shlex
@@ -143,18 +146,7 @@ def generate(
     Without PREFECT_API_URL, an embedded server is started for the run. Running it again does only what is missing.
     """
     with errors_explained():
-        settings = settings_of(
-            context,
-            dataset,
-            config_file,
-            dmo_base,
-            hydro_base,
-            catalogue_base,
-            param_file,
-            set_name,
-            option,
-            ranks=ranks,
-        )
+        settings = settings_of(context)
         chosen = configuration(settings)
         if rotations is not None:
             strata = [stratum.model_dump() | {"rotations": rotations} for stratum in chosen.strata]
@@ -199,20 +191,7 @@ def plan(
     With --json, every sample that would be made is listed.
     """
     with errors_explained():
-        chosen = configuration(
-            settings_of(
-                context,
-                dataset,
-                config_file,
-                dmo_base,
-                hydro_base,
-                catalogue_base,
-                param_file,
-                set_name,
-                option,
-                ranks=None,
-            )
-        )
+        chosen = configuration(settings_of(context))
         # Other settings than the recorded ones are no mistake here: the plan says what they would make stale.
         _print_workload(
             chosen, simulation, refresh=refresh, other_settings=True, only_outstanding=missing, as_json=as_json
@@ -239,19 +218,7 @@ def validate(
     from bind_core.validation import validate_simulation
 
     with errors_explained():
-        settings = settings_of(
-            context,
-            dataset,
-            config_file,
-            dmo_base,
-            hydro_base,
-            catalogue_base,
-            param_file,
-            set_name,
-            option,
-            ranks=None,
-        )
-        chosen = configuration(settings)
+        chosen = configuration(settings_of(context))
         table = read_parameter_table(find_parameter_file(chosen))
         reports = []
         for name in simulation or discover_simulations(chosen):

@@ -41,6 +41,7 @@ def repair(
         from storage.preparation import prepare_root
         from storage.recording import new_run_id
         from storage.repair import plan_repair, tidy
+        from storage.summary_table import print_summary
 
         config = recorded(dataset)
         layout = layout_at(dataset)
@@ -53,20 +54,24 @@ def repair(
         if not as_json:
             print_audit(result, console)
             _print_plan(plan)
+        mended = True
         if not dry_run and not plan.empty:
             tidy(layout, manifest, plan, new_run_id())
             if plan.simulations:
                 prepare_prefect(verbose)
                 from flows.generate import run_summary
 
-                run_summary(config, list(plan.simulations), refresh, list(plan.remake))
+                summary = run_summary(config, list(plan.simulations), refresh, list(plan.remake))
+                mended = summary.ok
+                if not mended and not as_json:
+                    print_summary(summary, console)
             result = _audited(layout, depth, threads)
             if not as_json:
                 console.print("Audited again:")
                 print_audit(result, console)
     if as_json:
         print_json(result.as_dict() | {"repair": _as_dict(plan)})
-    sys.exit(0 if result.ok else 1)
+    sys.exit(0 if result.ok and mended else 1)
 
 
 def _audited(layout: "DatasetLayout", depth: Depth, threads: int) -> "AuditResult":
