@@ -20,6 +20,8 @@ commands = typer.Typer()
 _SHOWN = 50
 """Lines of each part of a difference, unless asked for more."""
 _DIGEST_SHOWN = 12
+_WIDE = 140
+"""Characters from which a line has room for all that a version says of itself."""
 
 
 @commands.command()
@@ -54,21 +56,27 @@ def versions(dataset: DatasetOption = Path(), as_json: JsonOption = False) -> No
             ]
         )
         return
-    table = Table("version", "when (UTC)", "who", "operation", "run", "added", "removed", "tags", "configuration")
+    wide = console.width >= _WIDE
+    further = ("run", "host", "configuration") if wide else ()
+    table = Table()
+    for heading in ("version", "when (UTC)", "who", "operation", "added", "removed", "tags", *further):
+        table.add_column(heading, overflow="fold")
     for entry in history:
-        table.add_row(
+        cells = (
             str(entry.version),
             f"{entry.committed_at:%Y-%m-%d %H:%M:%S}",
-            escape("@".join(part for part in (entry.user, entry.host) if part)),
+            escape(entry.user),
             entry.action or entry.operation.lower(),
-            escape(entry.run_id),
             f"{entry.samples_added:,}",
             f"{entry.samples_removed:,}",
             ", ".join(names.get(entry.version, [])),
-            entry.config_digest[:_DIGEST_SHOWN],
         )
+        details = (escape(entry.run_id), escape(entry.host), entry.config_digest[:_DIGEST_SHOWN])
+        table.add_row(*cells, *(details if wide else ()))
     console.print(table)
     console.print(counted(len(history), "version"))
+    if not wide:
+        console.print("A wider terminal shows run, host and configuration too; --json has everything.")
 
 
 @commands.command()
