@@ -190,7 +190,7 @@ def test_a_job_is_ended_when_its_caller_asks(
     """When the caller asks for it, all ranks end within seconds, those that ignore a polite request too."""
     monkeypatch.setattr(launchers, "_GRACE", 1.0)
     source = "import signal\n" + ("signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" if deaf else "")
-    source += 'print("up", flush=True)\ntime.sleep(600)\n'
+    source += 'os.write(1, b"up\\n")\ntime.sleep(600)\n'
     up: list[str] = []
     start = time.monotonic()
     with pytest.raises(JobStoppedError):
@@ -241,7 +241,7 @@ def test_a_killed_mpiexec_ends_its_ranks_and_the_wait(job: Job, tmp_path: Path) 
     killer = threading.Thread(target=kill_it)
     killer.start()
     with pytest.raises(JobFailedError, match="-9"):
-        job('print("up", flush=True)\ntime.sleep(600)\n', on_line=up.append)
+        job('os.write(1, b"up\\n")\ntime.sleep(600)\n', on_line=up.append)
     killer.join()
     wait_for(lambda: not processes(mark_of(tmp_path)), "the end of all ranks")
 
@@ -251,9 +251,9 @@ def test_ranks_notice_the_end_of_whoever_started_them(tmp_path: Path) -> None:
     """If the process that started a job is killed without a word, a job that watches its input ends."""
     mark = f"watched_{os.getpid()}_{tmp_path.name}"
     (tmp_path / f"{mark}.py").write_text(
-        "import time\nfrom mpi4py import MPI\nfrom tasks.projection_job import watch_standard_input\n"
+        "import os\nfrom mpi4py import MPI\nfrom tasks.projection_job import watch_standard_input\n"
         "if MPI.COMM_WORLD.rank == 0:\n    watch_standard_input()\n"
-        "print('up', flush=True)\nwhile True:\n    MPI.COMM_WORLD.Barrier()\n"
+        "os.write(1, b'up\\n')\nwhile True:\n    MPI.COMM_WORLD.Barrier()\n"
     )
     starter = (
         "import sys\nfrom tasks.launchers import MpiexecLauncher\n"
