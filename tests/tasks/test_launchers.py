@@ -267,10 +267,12 @@ def test_ranks_notice_the_end_of_whoever_started_them(tmp_path: Path) -> None:
         text=True,
     )
     assert parent.stdout is not None
-    assert [parent.stdout.readline() for _ in range(2)] == ["up\n", "up\n"]
-    ranks: Sequence[int] = [pid for pid in processes(mark) if pid != parent.pid]
-    assert len(ranks) >= 2
-    parent.kill()
-    parent.wait()
-    parent.stdout.close()
+    try:
+        assert [parent.stdout.readline() for _ in range(2)] == ["up\n", "up\n"]
+        ranks: Sequence[int] = [pid for pid in processes(mark) if pid != parent.pid]
+        assert len(ranks) >= 2
+    finally:
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()
     wait_for(lambda: not processes(mark), "the end of all ranks")
