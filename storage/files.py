@@ -1,14 +1,17 @@
 """Files that are either whole or not there: atomic writes, their leftovers, and digests."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import IO, BinaryIO, Self
 
 from bind_core.errors import BindDataError
 
@@ -16,6 +19,9 @@ TEMPORARY_SUFFIX = ".bind-tmp"
 
 _TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{16}" + re.escape(TEMPORARY_SUFFIX))
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+_LOCKED = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
+_LEFT_BEHIND = 24 * 3600.0
 
 
 class StorageFullError(BindDataError):
@@ -52,11 +58,12 @@ def is_full(error: OSError) -> bool:
     return error.errno in _NO_SPACE
 
 
-def atomic_write(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def atomic_write(path: Path, write: Callable[[BinaryIO], None], *, replace: bool = True) -> None:
     """Write a file so that at any moment, a crash included, `path` holds its old content, or none, or all of the new.
 
     The bytes go to a temporary file beside it, which is flushed to disk and then renamed; the folder is
-    flushed as well, so that the name itself survives a power failure. Missing folders are made.
+    flushed as well, so that the name itself survives a power failure. Missing folders are made. The temporary file
+    is locked until then: that is how `remove_stale_temporaries` of another process knows that somebody is writing it.
 
     Parameters
     ----------
@@ -64,27 +71,28 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], None]) -> None:
         The file to make or replace.
     write : callable
         Writes the content to the binary file that it is given.
+    replace : bool
+        Replace what is there. If not, a file that is there, or that appears in the meantime, is left alone.
 
     Raises
     ------
     StorageFullError
         If the disk or the quota is full.
+    FileExistsError
+        If the file exists and is not to be replaced.
     OSError
         If the file cannot be written for any other reason. Whatever is raised, the temporary file is removed.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
     try:
         make_folder(path.parent)
-        try:
-            # Unlike those of `tempfile`, the file gets the permissions that the user's umask gives to any file.
-            with temporary.open("xb") as stream:
-                write(stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with _locked_temporary(path) as (temporary, stream):
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+            if replace:
+                temporary.replace(path)
+            else:
+                os.link(temporary, path)
         flush_folder(path.parent)
     except OSError as error:
         if is_full(error):
@@ -92,13 +100,13 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], None]) -> None:
         raise
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, *, replace: bool = True) -> None:
     """Write `content` with `atomic_write`."""
 
     def write(stream: BinaryIO) -> None:
         stream.write(content)
 
-    atomic_write(path, write)
+    atomic_write(path, write, replace=replace)
 
 
 def is_temporary(path: Path) -> bool:
@@ -107,9 +115,10 @@ def is_temporary(path: Path) -> bool:
 
 
 def remove_stale_temporaries(folder: Path) -> list[Path]:
-    """Remove what killed writers left in a folder.
+    """Remove what killed writers left in a folder; what a living process is writing, on any host, stays.
 
-    Call it only where no other process is writing: a temporary file in use looks the same.
+    A writer holds a lock on its temporary file, which ends with the process. On a file system without locks, a
+    temporary file counts as left behind when nothing was written to it for a day.
 
     Parameters
     ----------
@@ -123,9 +132,51 @@ def remove_stale_temporaries(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         return []
-    stale = sorted(entry for entry in folder.iterdir() if is_temporary(entry) and not entry.is_dir())
-    for leftover in stale:
-        leftover.unlink(missing_ok=True)
+    temporaries = sorted(entry for entry in folder.iterdir() if is_temporary(entry) and entry.is_file())
+    return [temporary for temporary in temporaries if _removed_if_stale(temporary)]
+
+
+@contextmanager
+def _locked_temporary(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """Offer a new, locked file beside `path`; at the end it is gone, unless it was renamed."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
+        # Unlike those of `tempfile`, the file gets the permissions that the user's umask gives to any file.
+        with temporary.open("xb") as stream:
+            try:
+                if _lock(stream) is not False and os.fstat(stream.fileno()).st_nlink:
+                    yield temporary, stream
+                    return
+            finally:
+                temporary.unlink(missing_ok=True)
+        # Somebody took it for a leftover before it was locked.
+
+
+def _lock(stream: IO[bytes]) -> bool | None:
+    """Lock a file; return whether that worked, or None where the file system knows no locks."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return None
+        if error.errno in _LOCKED:
+            return False
+        raise
+    return True
+
+
+def _removed_if_stale(temporary: Path) -> bool:
+    try:
+        with temporary.open("r+b") as stream:  # locks on a network file system are for files open for writing
+            locked = _lock(stream)
+            unused = time.time() - os.fstat(stream.fileno()).st_mtime
+            stale = unused > _LEFT_BEHIND if locked is None else locked
+            if stale:
+                temporary.unlink()
+    except FileNotFoundError:
+        return False  # its writer was done just now
+    except PermissionError:
+        return False  # another user's
     return stale
 
 

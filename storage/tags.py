@@ -5,9 +5,7 @@ tag at the same time do not meet.
 """
 
 import json
-import os
 import re
-import secrets
 import socket
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -15,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bind_core.errors import BindDataError
-from storage.files import TEMPORARY_SUFFIX, write_bytes
+from storage.files import write_bytes
 from storage.layout import DatasetLayout
 from storage.manifest import user_name
 
@@ -102,10 +100,8 @@ def write_tag(layout: DatasetLayout, tag: Tag) -> Tag:
     """
     path = _file(layout, tag.name)
     content = json.dumps(tag.as_dict(), indent=2, ensure_ascii=False) + "\n"
-    whole = path.with_name(f".{path.name}.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
-    write_bytes(whole, content.encode())
     try:
-        os.link(whole, path)  # unlike a renaming, it does not replace what somebody else tagged just now
+        write_bytes(path, content.encode(), replace=False)
     except FileExistsError:
         existing = _read(path)
         if (existing.version, existing.note) != (tag.version, tag.note):
@@ -116,8 +112,6 @@ def write_tag(layout: DatasetLayout, tag: Tag) -> Tag:
                 f"`bind-data tag {tag.name} --delete`."
             ) from None
         return existing
-    finally:
-        whole.unlink()
     return tag
 
 

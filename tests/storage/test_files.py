@@ -139,6 +139,56 @@ def test_only_temporaries_are_removed(tmp_path: Path) -> None:
     assert remove_stale_temporaries(tmp_path / "missing") == []
 
 
+def test_a_living_writers_temporary_file_is_left_alone(tmp_path: Path) -> None:
+    """Cleaning a folder does not disturb a process that is writing there; once it is killed, its leftover goes."""
+    program = textwrap.dedent(
+        """
+        import sys, time
+        from pathlib import Path
+        from storage.files import atomic_write
+
+        def write(stream):
+            stream.write(b"half")
+            stream.flush()
+            print("writing", flush=True)
+            sys.stdin.read(1)
+
+        atomic_write(Path(sys.argv[1]), write)
+        """
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    for kill in (False, True):
+        path = tmp_path / f"sample_{kill}.npz"
+        writer = subprocess.Popen(
+            [sys.executable, "-c", program, str(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+        )
+        with writer:
+            assert writer.stdout.readline() == b"writing\n"
+            (temporary,) = (entry for entry in tmp_path.iterdir() if is_temporary(entry))
+            assert remove_stale_temporaries(tmp_path) == []
+            if kill:
+                writer.kill()
+            else:
+                writer.stdin.write(b"x")
+                writer.stdin.close()
+            writer.wait()
+        assert remove_stale_temporaries(tmp_path) == ([temporary] if kill else [])
+        assert path.exists() is not kill
+
+
+def test_a_file_that_is_there_can_be_spared(tmp_path: Path) -> None:
+    """Not to be replaced, a file stays as it is, and no temporary one is left."""
+    path = tmp_path / "tag.json"
+    write_bytes(path, b"first", replace=False)
+    with pytest.raises(FileExistsError):
+        write_bytes(path, b"second", replace=False)
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_digest_is_that_of_the_content(tmp_path: Path) -> None:
     """The digest is the SHA-256 known for the text 'abc' (FIPS 180-2, appendix B.1)."""
     (tmp_path / "file").write_bytes(b"abc")
