@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from bind_core.backends import Backend
 from bind_core.errors import ConfigurationError
+from bind_core.runners import DaskSettings, RunnerName, SlurmWorkers
 from bind_core.windows import Windows
 
 
@@ -64,10 +65,14 @@ class LauncherName(StrEnum):
     """The `mpiexec` that belongs to the installed MPI library, on this machine."""
 
 
+# A form calls a setting as the YAML file does, and not by a title made of its name.
+_MODEL = ConfigDict(frozen=True, extra="forbid", field_title_generator=lambda name, _: name)
+
+
 class Stratum(BaseModel):
     """A range of halo masses and the number of orientations each of its haloes gets."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = _MODEL
 
     min_mass: float = Field(1e13, ge=0, description="Haloes above this M200c are taken, in Msun/h (exclusive).")
     max_mass: float | None = Field(
@@ -103,7 +108,7 @@ class DatasetConfig(BaseModel):
     Lengths are in Mpc/h and masses in Msun/h.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = _MODEL
 
     # Where
     dmo_base: Path = Field(description="Folder that holds the dark-matter-only simulations, <set>_<i> each.")
@@ -130,27 +135,59 @@ class DatasetConfig(BaseModel):
     )
     depth: float = Field(50.0, gt=0, description="Extent along the line of sight, in Mpc/h.")
     resolution: int = Field(128, ge=2, le=8192, description="Pixels per side of every map; even.")
-    stars: StarPolicy = Field(StarPolicy.ALL, description="Which particles count as stars.")
-    black_holes: BlackHolePolicy = Field(BlackHolePolicy.EXCLUDE, description="What becomes of black holes.")
-    backend: Backend = Field(Backend.FUSED, description="Implementation of the projection.")
+    stars: StarPolicy = Field(
+        StarPolicy.ALL,
+        description="Which particles count as stars. all: every PartType4, wind-phase gas included; no_wind: only "
+        "those with GFM_StellarFormationTime > 0.",
+    )
+    black_holes: BlackHolePolicy = Field(
+        BlackHolePolicy.EXCLUDE,
+        description="What becomes of black holes. exclude: they are in no map; with_stars: their mass is added to the "
+        "stellar map.",
+    )
+    backend: Backend = Field(
+        Backend.FUSED,
+        description="Implementation of the projection. fused: the fast one; pylians and reference: the same maps, "
+        "slowly, to compare with.",
+    )
 
     # Which samples there are
     strata: tuple[Stratum, ...] = Field(
-        (Stratum(),), min_length=1, description="Mass ranges with their number of orientations."
+        (Stratum(),),
+        min_length=1,
+        description="Ranges of halo mass, each with its number of orientations per halo; they must not overlap.",
     )
-    rotations: RotationPolicy = Field(RotationPolicy.HAAR, description="How orientations are drawn.")
-    root_seed: int = Field(1993, ge=0, lt=2**63, description="Seed of everything that is random.")
-    split: SplitPolicy = Field(SplitPolicy.HASH, description="How train and test are divided.")
+    rotations: RotationPolicy = Field(
+        RotationPolicy.HAAR,
+        description="How orientations are drawn. haar: uniform on all orientations; euler: as the older generator did, "
+        "to continue its data sets.",
+    )
+    root_seed: int = Field(
+        1993, ge=0, lt=2**63, description="Seed of everything that is random: the same seed gives the same samples."
+    )
+    split: SplitPolicy = Field(
+        SplitPolicy.HASH,
+        description="How train and test are divided. hash: by the simulation's name, so that adding simulations moves "
+        "none; shuffle: as the older generator did, to continue its data sets.",
+    )
     test_fraction: float = Field(0.1, ge=0, le=1, description="Share of the simulations that form the test set.")
     total_simulations: int | None = Field(
         None, ge=1, description="Number of simulations of the suite; needed by split: shuffle only."
     )
 
     # How it is made
+    runner: RunnerName = Field(
+        RunnerName.THREADS,
+        description="Where blocks are worked on. threads: by the flow's own process; dask: by the workers of a Dask "
+        "cluster.",
+    )
+    dask: DaskSettings = Field(DaskSettings(), description="The cluster of runner: dask.")
     launcher: LauncherName = Field(LauncherName.MPIEXEC, description="Who starts the MPI jobs.")
     ranks: int = Field(2, ge=1, le=4096, description="MPI ranks per block.")
     simulations_per_block: int = Field(4, ge=1, description="Simulations per block, i.e. per MPI job and commit.")
-    concurrent_blocks: int = Field(1, ge=1, description="Blocks that are worked on at the same time.")
+    concurrent_blocks: int = Field(
+        1, ge=1, description="Blocks that are worked on at the same time by runner: threads; dask has its workers."
+    )
     read_ahead_memory: float = Field(
         8.0,
         ge=0,
@@ -328,6 +365,11 @@ def _explain(error: ValidationError, source: str) -> str:
         found = "" if problem["type"] in {"missing", "value_error"} else f" (found {problem['input']!r})"
         lines.append(f"  {where}: {problem['msg'].removeprefix('Value error, ')}{found}")
         if problem["type"] == "extra_forbidden":
-            model = DatasetConfig if len(problem["loc"]) == 1 else Stratum
-            lines[-1] += f"; known settings are {', '.join(model.model_fields)}"
+            lines[-1] += f"; known settings are {', '.join(_model_of(problem['loc']).model_fields)}"
     return "\n".join(lines)
+
+
+def _model_of(setting: tuple[int | str, ...]) -> type[BaseModel]:
+    """Return the model that a setting belongs to, by where it stands."""
+    groups: dict[int | str, type[BaseModel]] = {"strata": Stratum, "dask": DaskSettings, "slurm": SlurmWorkers}
+    return next((groups[name] for name in reversed(setting[:-1]) if name in groups), DatasetConfig)

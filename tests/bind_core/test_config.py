@@ -150,6 +150,8 @@ CONTENT = {
 }
 ELSEWHERE = {
     **dict.fromkeys((*PATHS, "parameter_file"), "elsewhere"),
+    "runner": "dask",
+    "dask": {"workers": 8},
     "ranks": 7,
     "simulations_per_block": 1,
     "concurrent_blocks": 2,
@@ -160,6 +162,25 @@ ELSEWHERE = {
     "pairing_threshold": 0.9,
     "total_simulations": 10,
 }
+
+
+@pytest.mark.parametrize(
+    ("dask", "said"),
+    [
+        ({"workers": 0}, ("dask.workers", "found 0")),
+        ({"address": "node7"}, ("dask.address", "found 'node7'")),
+        ({"slurm": {"walltime": "2 hours"}}, ("dask.slurm.walltime", "found '2 hours'")),
+        ({"slurm": {"memory": "32"}}, ("dask.slurm.memory", "found '32'")),
+        ({"slurm": {"queue": "long"}}, ("dask.slurm.queue", "known settings are partition, account")),
+        ({"nodes": 2}, ("dask.nodes", "known settings are workers, address, slurm")),
+        ({"address": "tcp://node7:8786", "slurm": {}}, ("dask:", "exclude each other")),
+    ],
+)
+def test_a_cluster_that_cannot_be_is_refused(dask, said):
+    """Each wrong setting of the Dask cluster is named by its path, with what was found or what is known there."""
+    with pytest.raises(ConfigurationError) as caught:
+        config(dask=dask)
+    assert all(words in str(caught.value) for words in said)
 
 
 @pytest.mark.parametrize("name", CONTENT)
