@@ -11,6 +11,7 @@ from prefect.states import Failed
 from prefect.utilities.annotations import quote
 
 from bind_core.errors import BindDataError
+from flows.parameter_help import with_parameter_help
 from storage.audit_depth import Depth
 from storage.audit_result import AuditResult
 from storage.audit_table import findings_by_kind
@@ -32,6 +33,7 @@ class UnsoundDatasetError(BindDataError):
 
 
 @flow(name="audit-dataset", flow_run_name="audit {dataset}, {depth}")
+@with_parameter_help
 def audit_dataset(
     dataset: Path,
     depth: Depth = Depth.KNOWN,

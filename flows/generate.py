@@ -32,6 +32,7 @@ from bind_core.config import DatasetConfig
 from bind_core.errors import BindDataError
 from bind_core.parameters import find_parameter_file, read_parameter_table
 from bind_core.plan import BlockPlan
+from flows.parameter_help import with_parameter_help
 from storage.blocks import ScreenedSimulation
 from storage.files import write_bytes
 from storage.gallery import sheet_of_dataset
@@ -84,6 +85,7 @@ class _RunningBlock:
 
 
 @flow(name="generate-dataset", flow_run_name="generate {config.set_name}")
+@with_parameter_help
 def generate_dataset(
     config: DatasetConfig,
     simulations: list[str] | None = None,

@@ -7,6 +7,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from bind_core.normalization import NormalizationStats
+from flows.parameter_help import with_parameter_help
 from storage.layout import DatasetLayout
 from storage.manifest import layout_at
 from storage.statistics import compute_statistics, write_statistics
@@ -25,6 +26,7 @@ def write(stats: NormalizationStats, folder: Path) -> list[Path]:
 
 
 @flow(name="normalize-dataset", flow_run_name="normalize {dataset}")
+@with_parameter_help
 def normalize_dataset(
     dataset: Path, version: int | None = None, output: Path | None = None, threads: int = 2
 ) -> list[Path]:
