@@ -32,6 +32,7 @@ from bind_core.config import DatasetConfig
 from bind_core.errors import BindDataError
 from bind_core.parameters import find_parameter_file, read_parameter_table
 from bind_core.plan import BlockPlan
+from flows.events import announce_samples
 from flows.parameter_help import with_parameter_help
 from storage.blocks import ScreenedSimulation
 from storage.files import write_bytes
@@ -125,6 +126,7 @@ def generate_dataset(
         summary = run.execute()
         run.publish(summary)
     except BindDataError as error:
+        announce_samples(summary, run.layout)
         return Failed(message=f"{type(error).__name__}: {error}", data=error)
     if not summary.ok:
         incomplete = IncompleteRunError(summary)
