@@ -22,9 +22,8 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 from prefect.client.schemas.objects import State
-from prefect.futures import PrefectFuture
 from prefect.states import Failed
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.task_runners import TaskRunner
 from prefect.utilities.annotations import quote
 from rich.console import Console
 
@@ -34,6 +33,7 @@ from bind_core.parameters import find_parameter_file, read_parameter_table
 from bind_core.plan import BlockPlan
 from flows.events import announce_samples
 from flows.parameter_help import with_parameter_help
+from flows.runners import BlockFuture, block_runner, blocks_at_once, is_done, submit
 from storage.blocks import ScreenedSimulation
 from storage.files import write_bytes
 from storage.gallery import sheet_of_dataset
@@ -80,7 +80,7 @@ class _RunningBlock:
     screened: list[ScreenedSimulation]
     plan: BlockPlan
     folder: Path
-    future: PrefectFuture[dict[str, SimulationResult]]
+    future: BlockFuture
     position: int = 0
     """Up to where its progress file has been read."""
 
@@ -125,8 +125,8 @@ def generate_dataset(
         run = _Run(with_absolute_paths(config), simulations, refresh, remake)
         summary = run.execute()
         run.publish(summary)
-    except BindDataError as error:
         announce_samples(summary, run.layout)
+    except BindDataError as error:
         return Failed(message=f"{type(error).__name__}: {error}", data=error)
     if not summary.ok:
         incomplete = IncompleteRunError(summary)
@@ -190,14 +190,16 @@ class _Run:
     def _execute(self, workload: Workload, manifest: Manifest) -> None:
         table = read_parameter_table(find_parameter_file(self.config))
         artifact = create_progress_artifact(0.0, key="generation-progress", description="Samples made")
-        runner = ThreadPoolTaskRunner(max_workers=self.config.concurrent_blocks)  # type: ignore[var-annotated]
-        with RunProgress(workload.samples, self.console) as progress, runner:
+        with (
+            RunProgress(workload.samples, self.console) as progress,
+            block_runner(self.config, self.folder) as runner,
+        ):
             self.progress, self.artifact = progress, cast(UUID, artifact)
             try:
                 for number, block in enumerate(workload.blocks(self.config.simulations_per_block)):
                     screened = validate_block(number, _unsearched(block), self.config, _unsearched(table))
                     plan = select_targets(number, _unsearched(screened), self.config, self.run_id)
-                    while len(self.running) >= self.config.concurrent_blocks:
+                    while len(self.running) >= blocks_at_once(self.config):
                         self._finish_one(manifest)
                     if plan is None:
                         self._record(number, screened, None, {}, "", manifest)
@@ -212,14 +214,12 @@ class _Run:
         with suppress(OSError):
             self.folder.rmdir()  # blocks that failed have left something to look at
 
-    def _start(
-        self, number: int, screened: list[ScreenedSimulation], plan: BlockPlan, runner: ThreadPoolTaskRunner[Any]
-    ) -> None:
+    def _start(self, number: int, screened: list[ScreenedSimulation], plan: BlockPlan, runner: TaskRunner[Any]) -> None:
         folder = self.folder / f"block_{number:05d}"
         folder.mkdir(parents=True, exist_ok=True)
         delays = [self.config.retry_delay * 2**attempt for attempt in range(self.config.retries)]
         job = project_block.with_options(retries=self.config.retries, retry_delay_seconds=delays)
-        future = runner.submit(job, {"block": number, "plan": _unsearched(plan), "folder": folder})
+        future = submit(runner, job, {"block": number, "plan": plan, "folder": folder})
         self.running.append(_RunningBlock(number, screened, plan, folder, future))
 
     def _finish_one(self, manifest: Manifest) -> None:
@@ -227,7 +227,7 @@ class _Run:
         while True:
             for block in self.running:
                 self._follow(block)
-                if block.future.state.is_final():
+                if is_done(block.future):
                     self.running.remove(block)
                     results, error = _outcome_of(block)
                     self._record(block.number, block.screened, block.plan, results, error, manifest)
