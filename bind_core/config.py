@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from bind_core.backends import Backend
 from bind_core.errors import ConfigurationError
 from bind_core.runners import DaskSettings, RunnerName, SlurmWorkers
+from bind_core.slurm_jobs import SlurmJobSettings
 from bind_core.windows import Windows
 
 
@@ -63,6 +64,10 @@ class LauncherName(StrEnum):
 
     MPIEXEC = "mpiexec"
     """The `mpiexec` that belongs to the installed MPI library, on this machine."""
+    SRUN = "srun"
+    """SLURM's `srun`, in the allocation that the run was started in."""
+    SBATCH = "sbatch"
+    """A SLURM job of its own for each block."""
 
 
 # A form calls a setting as the YAML file does, and not by a title made of its name.
@@ -182,7 +187,8 @@ class DatasetConfig(BaseModel):
         "cluster.",
     )
     dask: DaskSettings = Field(DaskSettings(), description="The cluster of runner: dask.")
-    launcher: LauncherName = Field(LauncherName.MPIEXEC, description="Who starts the MPI jobs.")
+    launcher: LauncherName = Field(LauncherName.MPIEXEC, description="Who starts the MPI job of a block.")
+    slurm_job: SlurmJobSettings = Field(SlurmJobSettings(), description="The jobs of launcher: sbatch.")
     ranks: int = Field(2, ge=1, le=4096, description="MPI ranks per block.")
     simulations_per_block: int = Field(4, ge=1, description="Simulations per block, i.e. per MPI job and commit.")
     concurrent_blocks: int = Field(
@@ -203,6 +209,18 @@ class DatasetConfig(BaseModel):
         description="Correlation of the two dark-matter fields on a 16^3 mesh below which a pair is refused. True "
         "pairs have more than 0.99; the same phases with other parameters, or shifted by 1 Mpc/h, have less than 0.98.",
     )
+
+    @field_validator("dmo_base", "hydro_base", "catalogue_base", "output_root", mode="before")
+    @classmethod
+    def _is_given(cls, folder: Any) -> Any:
+        if folder == "":
+            raise ValueError("no folder is given")  # a path without a name would be the current folder
+        return folder
+
+    @field_validator("parameter_file", mode="before")
+    @classmethod
+    def _empty_is_none(cls, file: Any) -> Any:
+        return None if file == "" else file
 
     @field_validator("context_sizes")
     @classmethod
@@ -371,5 +389,10 @@ def _explain(error: ValidationError, source: str) -> str:
 
 def _model_of(setting: tuple[int | str, ...]) -> type[BaseModel]:
     """Return the model that a setting belongs to, by where it stands."""
-    groups: dict[int | str, type[BaseModel]] = {"strata": Stratum, "dask": DaskSettings, "slurm": SlurmWorkers}
+    groups: dict[int | str, type[BaseModel]] = {
+        "strata": Stratum,
+        "dask": DaskSettings,
+        "slurm": SlurmWorkers,
+        "slurm_job": SlurmJobSettings,
+    }
     return next((groups[name] for name in reversed(setting[:-1]) if name in groups), DatasetConfig)

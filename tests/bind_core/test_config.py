@@ -71,6 +71,12 @@ def test_unknown_settings_are_named_with_the_known_ones():
         ({"strata": []}, ["strata"]),
         ({"strata": [{"min_mass": 1e13, "max_mass": 1e12}]}, ["max_mass", "1e+13"]),
         ({"split": "shuffle"}, ["total_simulations"]),
+        ({"slurm_job": {"time_limit": "2h"}}, ["slurm_job.time_limit", "'2h'"]),
+        ({"slurm_job": {"partition": "a; rm -r b"}}, ["slurm_job.partition"]),
+        ({"slurm_job": {"options": ["-w node1"]}}, ["slurm_job.options", "'-w node1'", "--name=value"]),
+        ({"slurm_job": {"options": ["--comment=a\nrm -r b"]}}, ["slurm_job.options", "one line"]),
+        ({"slurm_job": {"options": ["--wrap=hostname"]}}, ["--wrap cannot be given here"]),
+        ({"slurm_job": {"qos": "long"}}, ["slurm_job.qos", "known settings are partition"]),
     ],
 )
 def test_values_that_cannot_be_used_are_explained(settings, parts):
@@ -151,6 +157,7 @@ CONTENT = {
 ELSEWHERE = {
     **dict.fromkeys((*PATHS, "parameter_file"), "elsewhere"),
     "runner": "dask",
+    "slurm_job": {"partition": "cmem", "options": ["--constraint=icelake"]},
     "dask": {"workers": 8},
     "ranks": 7,
     "simulations_per_block": 1,
@@ -240,3 +247,21 @@ def test_errors_survive_the_way_between_ranks(kind):
     assert type(copy) is kind
     assert str(copy) == str(error)
     assert vars(copy) == vars(error)
+
+
+def test_an_empty_field_of_a_form_is_no_path():
+    """An empty text is refused for a folder, since it would be the current one, and means no parameter table."""
+    assert "output_root: no folder is given" in refusal(output_root="")
+    assert "dmo_base: no folder is given" in refusal(dmo_base="")
+    assert config(parameter_file="").parameter_file is None
+
+
+def test_every_setting_explains_itself():
+    """Each setting has a help text, is called in a form as in a file, and an enumeration's names each of its values."""
+    schema = DatasetConfig.model_json_schema()
+    for model in (schema, *(schema["$defs"][name] for name in ("Stratum",))):
+        for name, field in model["properties"].items():
+            assert field["description"].endswith((".", "…")), name
+            assert field["title"] == name
+            values = schema["$defs"].get(field.get("$ref", "").split("/")[-1], {}).get("enum", [])
+            assert len(values) < 2 or all(value in field["description"] for value in values), name
