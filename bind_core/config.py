@@ -187,7 +187,11 @@ class DatasetConfig(BaseModel):
         "cluster.",
     )
     dask: DaskSettings = Field(DaskSettings(), description="The cluster of runner: dask.")
-    launcher: LauncherName = Field(LauncherName.MPIEXEC, description="Who starts the MPI job of a block.")
+    launcher: LauncherName = Field(
+        LauncherName.MPIEXEC,
+        description="Who starts the MPI job of a block. mpiexec: that of the installed MPI, on this machine; srun: "
+        "SLURM's, in the allocation that the run was started in; sbatch: a SLURM job of its own for each block.",
+    )
     slurm_job: SlurmJobSettings = Field(SlurmJobSettings(), description="The jobs of launcher: sbatch.")
     ranks: int = Field(2, ge=1, le=4096, description="MPI ranks per block.")
     simulations_per_block: int = Field(4, ge=1, description="Simulations per block, i.e. per MPI job and commit.")
