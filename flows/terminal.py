@@ -2,9 +2,10 @@
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -71,6 +72,10 @@ def writing(path: Path) -> Iterator[None]:
         raise ConfigurationError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
+class Terminated(KeyboardInterrupt):
+    """Raised where a process is asked to end by SIGTERM, as a batch system does."""
+
+
 class errors_explained:  # noqa: N801
     """Turns an error of ours into its message and exit status 1."""
 
@@ -86,7 +91,8 @@ class errors_explained:  # noqa: N801
             error_console.print(
                 "[red]Interrupted. What was committed stays; run the same command again to go on.[/red]"
             )
-            sys.exit(130)
+            number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+            sys.exit(128 + number)
 
 
 def fail(message: str) -> NoReturn:
@@ -95,11 +101,47 @@ def fail(message: str) -> NoReturn:
     sys.exit(1)
 
 
-def prepare_prefect(verbose: bool) -> None:
-    """Set defaults for an embedded server, before Prefect reads its settings."""
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+@contextmanager
+def prefect_server(verbose: bool) -> Iterator[None]:
+    """Make flows ready to be run: with the Prefect server of PREFECT_API_URL or, without it, an embedded one.
+
+    While it lasts, SIGTERM ends the command in the way that Ctrl-C does.
+
+    Parameters
+    ----------
+    verbose : bool
+        Show the flow's log on a terminal, and not the bar and warnings alone.
+
+    Raises
+    ------
+    ServerError
+        If an embedded server does not start.
+    """
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     if not verbose and error_console.is_terminal:
         # The bar has the terminal to itself; warnings and errors still interrupt it.
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")
+    # Prefect reads its settings as it is imported.
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.embedded_server import embedded_server
+
+    with _terminable(), ExitStack() as stack:
+        if PREFECT_API_URL.value() is None:
+            stack.enter_context(temporary_settings({PREFECT_API_URL: stack.enter_context(embedded_server())}))
+        yield
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Raise `Terminated` on SIGTERM."""
+
+    def end(number: int, frame: object) -> NoReturn:
+        raise Terminated
+
+    former = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)

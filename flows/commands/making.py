@@ -31,7 +31,7 @@ from flows.options import (
     configuration,
     settings_of,
 )
-from flows.terminal import console, counted, error_console, errors_explained, prepare_prefect, print_json
+from flows.terminal import console, counted, error_console, errors_explained, prefect_server, print_json
 
 commands = typer.Typer()
 
@@ -43,11 +43,11 @@ def demo(
     out: Annotated[Path, typer.Argument(help="Folder to make the demo in.")] = Path("demo"),
 ) -> None:
     """Make a small mock suite and a data set from it, and show what came out."""
-    with errors_explained():
+    with errors_explained(), prefect_server(verbose=False):
         from flows.demo import run_demo
 
-        prepare_prefect(verbose=False)
-        sys.exit(run_demo(out, console))
+        status = run_demo(out, console)
+    sys.exit(status)
 
 
 @commands.command()
@@ -155,10 +155,10 @@ def generate(
             _print_workload(chosen, simulation, refresh=refresh, as_json=as_json)
             return
         _refuse_early(chosen, simulation or [], refresh)
-        prepare_prefect(verbose)
-        from flows.generate import run_summary
+        with prefect_server(verbose):
+            from flows.generate import run_summary
 
-        summary = run_summary(chosen, simulation or None, refresh)
+            summary = run_summary(chosen, simulation or None, refresh)
     if as_json:
         print_json(
             {"run_id": summary.run_id, "ok": summary.ok, "simulations": [s.as_row() for s in summary.simulations]}

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from flows.options import DatasetOption, JsonOption, recorded
-from flows.terminal import console, counted, errors_explained, prepare_prefect, print_json
+from flows.terminal import console, counted, errors_explained, prefect_server, print_json
 from storage.audit_depth import Depth
 
 if TYPE_CHECKING:
@@ -58,10 +58,10 @@ def repair(
         if not dry_run and not plan.empty:
             tidy(layout, manifest, plan, new_run_id())
             if plan.simulations:
-                prepare_prefect(verbose)
-                from flows.generate import run_summary
+                with prefect_server(verbose):
+                    from flows.generate import run_summary
 
-                summary = run_summary(config, list(plan.simulations), refresh, list(plan.remake))
+                    summary = run_summary(config, list(plan.simulations), refresh, list(plan.remake))
                 mended = summary.ok
                 if not mended and not as_json:
                     print_summary(summary, console)

@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -262,7 +263,7 @@ def test_what_cannot_be_run_is_refused_without_a_server(
 ) -> None:
     """Another configuration, a missing folder or a wrong name is said at once, before Prefect is even prepared."""
     monkeypatch.setattr(
-        "flows.commands.making.prepare_prefect", lambda verbose: pytest.fail("a server would have been started")
+        "flows.commands.making.prefect_server", lambda verbose: pytest.fail("a server would have been started")
     )
     assert said in refused("generate", "-d", sound.root, *arguments)
 
@@ -283,7 +284,7 @@ def test_a_flow_that_cannot_start_or_is_interrupted_says_so(
     def run_summary(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("flows.commands.making.prepare_prefect", lambda verbose: None)
+    monkeypatch.setattr("flows.commands.making.prefect_server", lambda verbose: nullcontext())
     monkeypatch.setattr("flows.generate.run_summary", run_summary)
     assert said in refused("generate", "-d", sound.root, status=status)
 
@@ -296,7 +297,7 @@ def test_the_flow_is_given_absolute_paths(sound: MadeDataset, elsewhere: Path, m
         given.append(config)
         return RunSummary("run", str(config.output_root), ())
 
-    monkeypatch.setattr("flows.commands.making.prepare_prefect", lambda verbose: None)
+    monkeypatch.setattr("flows.commands.making.prefect_server", lambda verbose: nullcontext())
     monkeypatch.setattr("flows.generate.run_summary", run_summary)
     (elsewhere / "suite").symlink_to(sound.suite.dmo_base.parent)
     monkeypatch.setenv("BIND_NBODY_BASE", "suite/DMO")
