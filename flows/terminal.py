@@ -101,28 +101,38 @@ def fail(message: str) -> NoReturn:
     sys.exit(1)
 
 
-@contextmanager
-def prefect_server(verbose: bool) -> Iterator[None]:
-    """Make flows ready to be run: with the Prefect server of PREFECT_API_URL or, without it, an embedded one.
-
-    While it lasts, SIGTERM ends the command in the way that Ctrl-C does.
+def prepare_prefect(verbose: bool) -> None:
+    """Set defaults, before Prefect is imported and reads its settings.
 
     Parameters
     ----------
     verbose : bool
         Show the flow's log on a terminal, and not the bar and warnings alone.
-
-    Raises
-    ------
-    ServerError
-        If an embedded server does not start.
     """
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     if not verbose and error_console.is_terminal:
         # The bar has the terminal to itself; warnings and errors still interrupt it.
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")
-    # Prefect reads its settings as it is imported.
+
+
+@contextmanager
+def prefect_server(verbose: bool) -> Iterator[None]:
+    """Run flows with the Prefect server of PREFECT_API_URL or, without it, an embedded one.
+
+    While it lasts, SIGTERM ends the command in the way that Ctrl-C does.
+
+    Parameters
+    ----------
+    verbose : bool
+        As for `prepare_prefect`, which this calls.
+
+    Raises
+    ------
+    ServerError
+        If an embedded server does not start.
+    """
+    prepare_prefect(verbose)
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     from flows.embedded_server import embedded_server
