@@ -17,7 +17,8 @@ from storage.checklist import MOST_FINDINGS, Checklist
 from storage.content_audit import NOT_READ, audit_contents
 from storage.distribution_checks import check_orientations, check_parameters, check_seeds
 from storage.evidence import Evidence, SuiteRecord, parameter_frame, read_parameters, read_suite
-from storage.file_checks import check_files, list_files
+from storage.file_checks import check_files
+from storage.file_listing import list_files
 from storage.halo_checks import check_catalogue, check_masses, check_strata
 from storage.layout import DatasetLayout
 from storage.manifest import ManifestError, recorded_configuration

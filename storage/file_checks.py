@@ -1,55 +1,15 @@
 """Audit of the files under ``train/`` and ``test/`` by their names and sizes, and of the samples that are planned."""
 
-import os
-from collections.abc import Iterator
-from pathlib import Path
-
 import polars as pl
 
 from bind_core.findings import Severity
-from bind_core.splits import Split
 from storage.audit_result import AuditCode
 from storage.checklist import SAMPLE_QUERY, Checklist, Offenders
 from storage.evidence import Evidence
-from storage.files import TEMPORARY_SUFFIX, is_temporary
+from storage.file_listing import TAKEN_FOR_SAMPLE
 from storage.layout import DatasetLayout
 
-_FILES = {"path": pl.String, "found_bytes": pl.Int64}
 _NAME = r"^(?:train|test)/(sim_.+)/sim_.+_halo_(\d+)_rot_(\d+)\.npz$"
-
-
-def list_files(layout: DatasetLayout) -> pl.DataFrame:
-    """Return every file under ``train/`` and ``test/`` that is no temporary file of a write.
-
-    Returns
-    -------
-    DataFrame
-        ``path``, relative to the root, and ``found_bytes``: null for what is no regular file, such as a broken link.
-    """
-    rows = [row for split in Split for row in _entries(layout.root / str(split), str(split))]
-    return pl.DataFrame(rows, schema=_FILES, orient="row")
-
-
-def _entries(folder: Path, relative: str) -> Iterator[tuple[str, int | None]]:
-    try:
-        entries = os.scandir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    with entries:
-        for entry in entries:
-            path = f"{relative}/{entry.name}"
-            # A link to a folder is not followed: it may lead out of the data set, or in a circle.
-            if entry.is_dir(follow_symlinks=False):
-                yield from _entries(Path(entry.path), path)
-            elif not (entry.name.endswith(TEMPORARY_SUFFIX) and is_temporary(Path(entry.name))):
-                yield path, _size(entry)
-
-
-def _size(entry: "os.DirEntry[str]") -> int | None:
-    try:
-        return entry.stat().st_size if entry.is_file() else None
-    except OSError:
-        return None
 
 
 def check_files(evidence: Evidence, files: pl.DataFrame, checklist: Checklist) -> None:
@@ -60,7 +20,7 @@ def check_files(evidence: Evidence, files: pl.DataFrame, checklist: Checklist) -
     evidence : Evidence
         The rows.
     files : DataFrame
-        As `list_files` returns them.
+        As `storage.file_listing.list_files` returns them.
     checklist : Checklist
         Takes the outcomes.
     """
@@ -148,7 +108,7 @@ def _check_strays(evidence: Evidence, strays: pl.DataFrame, checklist: Checklist
     # A file of that name with a row lies elsewhere: this one is a copy.
     unrecorded = named.filter((pl.col("regular") & planned & ~pl.col("sample_id").is_in(known)).fill_null(value=False))
     orphans = named.filter(~pl.col("path").is_in(unrecorded["path"].implode()))
-    taken_for_sample = pl.col("path").str.contains(r"[^/]*halo[^/]*\.npz$")
+    taken_for_sample = pl.col("path").str.contains(TAKEN_FOR_SAMPLE)
     groups = []
     for was_lost, severity, advice in (
         (

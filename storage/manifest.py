@@ -22,7 +22,7 @@ from bind_core.errors import BindDataError
 from storage.compaction import keep_compact
 from storage.files import sha256_of, write_bytes
 from storage.layout import DatasetLayout
-from storage.replacement import NewFile, OldFile, Replacement, announce, finish, finish_interrupted
+from storage.replacement import NewFile, OldFile, Replacement, announce, finish, finish_interrupted, unfinished
 from storage.schemas import ManifestError, Row, SampleRow, SimulationRow, validate_rows
 from storage.tables import (
     BEFORE_THE_FIRST,
@@ -264,6 +264,10 @@ class Manifest:
         Call it only where no other process is writing.
         """
         return finish_interrupted(self.layout, self.run_of_samples)
+
+    def unfinished(self) -> list[Replacement]:
+        """Return what killed runs, or one at work, have committed whose files are not all in their places."""
+        return unfinished(self.layout, self.run_of_samples)
 
     def _checked(self, rows: pl.DataFrame, model: Row, run_id: str) -> pl.DataFrame:
         checked = validate_rows(rows, model)

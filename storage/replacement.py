@@ -19,7 +19,8 @@ from typing import Self
 from storage.files import flush_folder, make_folder, sha256_of, write_bytes
 from storage.layout import DatasetLayout
 
-_JOURNALS = "*.json"
+Committed = Callable[[Sequence[str]], dict[str, str]]
+"""Returns the run of each committed sample among the ids that it is given."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,10 @@ class Replacement:
     run_id: str
     new: tuple[NewFile, ...]
     old: tuple[OldFile, ...]
+
+    def waiting(self, layout: DatasetLayout) -> tuple[NewFile, ...]:
+        """Return the new files that are not in their places yet."""
+        return tuple(file for file in self.new if layout.absolute(file.staged).exists())
 
     def to_json(self) -> str:
         """Return the replacement as JSON that `from_json` reads back."""
@@ -114,7 +119,28 @@ def finish(layout: DatasetLayout, replacement: Replacement, journal: Path) -> No
     _remove_empty(layout.staging_folder)
 
 
-def finish_interrupted(layout: DatasetLayout, committed_by: Callable[[Sequence[str]], dict[str, str]]) -> list[str]:
+def unfinished(layout: DatasetLayout, committed_by: Committed) -> list[Replacement]:
+    """Return what runs have committed whose files are not all in their places; nothing is changed.
+
+    Parameters
+    ----------
+    layout : DatasetLayout
+        The data set.
+    committed_by : callable
+        As in `finish_interrupted`.
+    """
+    found = []
+    for journal in _journals(layout):
+        try:
+            replacement = Replacement.from_json(journal.read_text(encoding="utf-8"))
+        except FileNotFoundError:  # its run has finished meanwhile
+            continue
+        if _committed(replacement, committed_by):
+            found.append(replacement)
+    return found
+
+
+def finish_interrupted(layout: DatasetLayout, committed_by: Committed) -> list[str]:
     """Finish what killed runs have committed, and drop what they have not.
 
     Call it only where no other process is writing.
@@ -132,7 +158,7 @@ def finish_interrupted(layout: DatasetLayout, committed_by: Callable[[Sequence[s
         The runs whose commits were finished.
     """
     finished = []
-    for journal in sorted(layout.staging_folder.glob(f"*/{_JOURNALS}")):
+    for journal in _journals(layout):
         replacement = Replacement.from_json(journal.read_text(encoding="utf-8"))
         if _committed(replacement, committed_by):
             finish(layout, replacement, journal)
@@ -141,7 +167,11 @@ def finish_interrupted(layout: DatasetLayout, committed_by: Callable[[Sequence[s
     return finished
 
 
-def _committed(replacement: Replacement, committed_by: Callable[[Sequence[str]], dict[str, str]]) -> bool:
+def _journals(layout: DatasetLayout) -> list[Path]:
+    return sorted(layout.staging_folder.glob("*/*.json"))
+
+
+def _committed(replacement: Replacement, committed_by: Committed) -> bool:
     new = {file.sample_id for file in replacement.new}
     removed = {file.sample_id for file in replacement.old} - new
     runs = committed_by(sorted(new | removed))

@@ -1,11 +1,10 @@
 """Commands that ask a data set."""
 
-import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -18,7 +17,7 @@ from flows.terminal import console, counted, error_console, errors_explained, pr
 if TYPE_CHECKING:
     import polars as pl
 
-    from storage.layout import DatasetLayout
+    from storage.summary import RunSummary
     from storage.versions import DatasetVersion
 
 commands = typer.Typer()
@@ -33,29 +32,34 @@ def status(
 ) -> None:
     """Say where every simulation of a data set stands, or stood at an earlier version by the record of then."""
     with errors_explained():
+        from storage.file_listing import unmatched_files
         from storage.manifest import Manifest, layout_at
-        from storage.summary import summarise
-        from storage.summary_table import print_summary
+        from storage.summary import summarise, summarise_version
+        from storage.summary_table import print_status
         from storage.workload import compare, recorded_statuses
 
         layout = layout_at(dataset)
         meant = version_asked(layout, version, at)
-        if meant is not None:
-            sys.exit(_status_then(layout, meant, as_json))
-        chosen = recorded(dataset)
         manifest = Manifest(layout)
-        names = set(recorded_statuses(manifest))
-        try:
-            from bind_core.suite import discover_simulations
+        if meant is not None:
+            summary = summarise_version(manifest, meant)
+        else:
+            chosen = recorded(dataset)
+            names = set(recorded_statuses(manifest))
+            try:
+                from bind_core.suite import discover_simulations
 
-            names.update(discover_simulations(chosen))
-        except ConfigurationError as error:  # the data set can be asked about all the same
-            error_console.print(f"[yellow]The suite is out of reach. {escape(str(error))}[/yellow]")
-        summary = summarise(manifest, compare(chosen, manifest, sorted(names)), "", {})
+                names.update(discover_simulations(chosen))
+            except ConfigurationError as error:  # the data set can be asked about all the same
+                error_console.print(f"[yellow]The suite is out of reach. {escape(str(error))}[/yellow]")
+            summary = summarise(manifest, compare(chosen, manifest, sorted(names)), "", {})
+        summary = replace(summary, files=unmatched_files(layout, meant))
     if as_json:
-        print_json({"ok": summary.ok, "simulations": [s.as_row() for s in summary.simulations]})
+        print_json(_status_values(summary, meant))
     else:
-        print_summary(summary, console)
+        if meant is not None:
+            console.print(f"{meant.title}, by the record of then:", markup=False)
+        print_status(summary, console)
     sys.exit(0 if summary.ok else 1)
 
 
@@ -208,19 +212,25 @@ def _give(frame: "pl.DataFrame", as_format: AnswerFormat | None, output: Path | 
     error_console.print(f"{counted(frame.height, 'row')} in {escape(str(output))}")
 
 
-def _status_then(layout: "DatasetLayout", meant: "DatasetVersion", as_json: bool) -> int:
-    """Print where the simulations stood at a version, by the record alone: the suite's files are those of now."""
-    from storage.questions import ask
-    from storage.schemas import SimulationStatus
-
-    rows = ask(layout, "statuses", version=meant)
-    settled = {SimulationStatus.COMPLETE.value, SimulationStatus.NO_WORK.value}
-    ok = all(status in settled for status in rows["status"])
-    if as_json:
-        simulations = json.loads(rows.write_json())
-        print_json({"ok": ok, "version": meant.as_dict(), "simulations": simulations})
-    else:
-        samples = sum(rows["samples"].to_list())
-        print_rows(rows)
-        console.print(f"{meant.title}, by the record of then: {counted(samples, 'sample')}.", markup=False)
-    return 0 if ok else 1
+def _status_values(summary: "RunSummary", meant: "DatasetVersion | None") -> dict[str, Any]:
+    """Return a status as plain values, for JSON."""
+    files = summary.files
+    lost, orphaned = (files.lost, files.orphaned) if files is not None else ({}, None)
+    simulations = [
+        {
+            **simulation.as_row(),
+            "orphaned": None if orphaned is None else len(orphaned.get(simulation.simulation, ())),
+            "lost": len(lost.get(simulation.simulation, ())),
+            "findings": [finding.as_dict() for finding in simulation.findings],
+        }
+        for simulation in summary.simulations
+    ]
+    return {
+        "ok": summary.ok,
+        "version": None if meant is None else meant.as_dict(),
+        "totals": {**summary.totals, "statuses": summary.statuses},
+        "simulations": simulations,
+        "orphaned_files": None if orphaned is None else [path for paths in orphaned.values() for path in paths],
+        "lost_files": [path for paths in lost.values() for path in paths],
+        "waiting_files": {} if files is None else files.waiting,
+    }

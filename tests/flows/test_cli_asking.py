@@ -44,6 +44,9 @@ def test_status_as_json(ailing: MadeDataset) -> None:
         "SB35_1": "blocked",
     }
     assert answer["simulations"][1]["message"].startswith("SB35_1: missing files")
+    (finding,) = answer["simulations"][1]["findings"]
+    assert (finding["simulation"], finding["severity"]) == ("SB35_1", "error")
+    assert answer["totals"]["statuses"] == {"blocked": 1, "complete": 1}
 
 
 def test_status_sees_simulations_that_have_arrived(tmp_path: Path) -> None:
@@ -54,6 +57,48 @@ def test_status_sees_simulations_that_have_arrived(tmp_path: Path) -> None:
     result = call("status", "-d", dataset.root, "--json")
     assert result.exit_code == 1
     assert [row["status"] for row in json.loads(result.stdout)["simulations"]] == ["complete", "planned"]
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_status_shows_where_files_and_rows_disagree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    """Lost and orphaned files are counted per simulation and in total, named, and make the status bad."""
+    dataset = made(tmp_path, simulations=2)
+    root = dataset.config.output_root
+    monkeypatch.setenv("COLUMNS", str(columns))
+    (lost, *_) = sorted((root / "train").glob("sim_0/*.npz"))
+    lost.unlink()
+    orphan = root / "train" / "sim_1" / "sim_1_halo_99_rot_0.npz"
+    orphan.touch()
+    (root / "train" / "halo.npz").touch()
+    result = call("status", "-d", root)
+    assert result.exit_code == 1
+    heading, first, second, total = (
+        next(line for line in result.stdout.splitlines() if line.strip().startswith(start))
+        for start in ("simulation", "SB35_0", "SB35_1", "all 2")
+    )
+    for heading_of, numbers in ((first, [2, 2, 0, 0, 0, 1, 0]), (second, [2, 2, 0, 0, 1, 0, 0])):
+        assert [int(cell) for cell in heading_of.split() if cell.isdecimal()] == numbers
+    assert total.split() == ["all", "2", "4", "4", "0", "0", "2", "1", "0"]
+    names = ["planned", "committed", "missing", "stale", "orphaned", "lost", "findings"]
+    assert heading.split() == ["simulation", "status", *(["split"] if columns == 120 else []), *names]
+    assert all(len(line) <= columns for line in (heading, first, second, total))
+    for path in (lost, orphan, root / "train" / "halo.npz"):
+        assert str(path.relative_to(root)) in result.stdout
+    answer = json.loads(call("status", "-d", root, "--json").stdout)
+    assert answer["ok"] is False
+    assert answer["totals"] == {
+        "planned": 4,
+        "committed": 4,
+        "missing": 0,
+        "stale": 0,
+        "orphaned": 2,
+        "lost": 1,
+        "statuses": {"complete": 2},
+    }
+    assert [(row["orphaned"], row["lost"]) for row in answer["simulations"]] == [(0, 1), (1, 0)]
+    assert answer["lost_files"] == [str(lost.relative_to(root))]
 
 
 # query

@@ -90,11 +90,15 @@ def test_status_of_then_is_that_of_the_record(grown: MadeDataset) -> None:
     for file in grown.suite.dmo_base.rglob("*.hdf5"):
         file.unlink()
     then = json.loads(fine("status", "-d", grown.root, "--version", "trained", "--json"))
-    assert [(row["simulation"], row["status"], row["samples"]) for row in then["simulations"]] == [
+    assert [(row["simulation"], row["status"], row["committed"]) for row in then["simulations"]] == [
         ("SB35_0", "complete", 2)
     ]
+    assert then["totals"]["planned"] == then["totals"]["committed"] == 2
+    assert then["totals"]["stale"] is then["totals"]["orphaned"] is None
     assert then["version"]["tags"] == ["trained"]
-    assert "by the record of then: 2 samples" in fine("status", "-d", grown.root, "--version", "trained")
+    text = fine("status", "-d", grown.root, "--version", "trained")
+    assert "by the record of then" in text
+    assert "2 of 2 planned samples" in text
 
 
 def test_tags_are_given_listed_and_deleted(grown: MadeDataset) -> None:

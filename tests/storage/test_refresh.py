@@ -16,12 +16,14 @@ from bind_core.config import DatasetConfig
 from bind_core.parameters import find_parameter_file, read_parameter_table
 from storage import recording, staleness
 from storage.blocks import block_outcomes, plan_block, screen_block
+from storage.file_listing import unmatched_files
 from storage.files import sha256_of
 from storage.manifest import ConfigurationMismatchError, open_dataset
 from storage.mock_suite import MockSuite
 from storage.recording import commit_outcomes
 from storage.schemas import SimulationStatus
 from storage.staleness import Cause
+from storage.versions import resolve_version
 from storage.workload import Reason, SimulationWork, plan_workload
 from tasks.projection_job import project_block
 
@@ -180,6 +182,23 @@ def test_a_refresh_is_a_new_version_and_the_earlier_one_is_still_there(config: D
     assert (commit.action, commit.samples_added, commit.samples_removed) == ("refresh", 4, 4)
     assert commit.user and commit.host and commit.config_digest == config.digest
     assert work_of(config, "SB35_0").reason is Reason.NOTHING_TO_DO
+
+
+def test_files_of_an_earlier_version_are_those_that_were_kept(config: DatasetConfig, suite: MockSuite) -> None:
+    """What was made anew since is looked for where it is kept; once it is lost there, that version alone lacks it."""
+    layout, manifest = layout_of(config), manifest_of(config)
+    yesterday = resolve_version(layout)
+    masses_raised(file_of(suite.hydro_base))
+    touch(file_of(suite.hydro_base))
+    refresh(config)
+    assert unmatched_files(layout, yesterday).sound
+    replaced = manifest.samples(yesterday.number).row(0, named=True)
+    layout.superseded_file(replaced["sha256"]).unlink()
+    assert unmatched_files(layout, yesterday).lost == {"SB35_0": (replaced["path"],)}
+    assert unmatched_files(layout).sound
+    others = manifest.samples(yesterday.number).filter(simulation="SB35_1")["path"]
+    (config.output_root / others[0]).unlink()
+    assert unmatched_files(layout, yesterday).lost == {"SB35_0": (replaced["path"],), "SB35_1": (others[0],)}
 
 
 def test_a_refresh_with_other_settings_goes_on_after_an_interruption(config: DatasetConfig) -> None:

@@ -11,10 +11,11 @@ from rich.console import Console
 
 from bind_core.config import DatasetConfig
 from bind_core.findings import Finding, FindingCode, Severity
+from storage.file_listing import UnmatchedFiles
 from storage.mock_suite import Defect, MockSuite, write_mock_suite
 from storage.schemas import SimulationStatus
 from storage.summary import RunSummary, SimulationSummary, summarise
-from storage.summary_table import print_summary
+from storage.summary_table import print_status, print_summary
 
 pytestmark = pytest.mark.mpi
 
@@ -148,6 +149,23 @@ def test_hundreds_of_bad_simulations_do_not_flood_the_terminal(severity: Severit
     assert "and 2,960 more" in text
     assert "bind-data status --json" in text
     assert "1000 blocked" in text or "1000 failed" in text
+
+
+def test_the_status_of_a_whole_suite_is_short() -> None:
+    """Of a thousand simulations, those that need attention or have files astray are listed, and the sums are of all."""
+    good = [simulation(f"SB35_{i}", SimulationStatus.COMPLETE, planned=500, committed=500) for i in range(1022)]
+    partial = simulation("SB35_1022", SimulationStatus.PARTIAL, planned=500, committed=400, missing=100)
+    astray = simulation("SB35_1023", SimulationStatus.COMPLETE, planned=500, committed=500)
+    files = UnmatchedFiles({"": ("train/x",), "SB35_1023": ("train/sim_1023/y",)}, {}, {"run": 3})
+    console = Console(file=io.StringIO(), width=80)
+    print_status(RunSummary("", "root", (*good, partial, astray), files=files), console)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    listed = [line.split()[0] for line in lines if line.strip().startswith("SB35_")]
+    assert listed == ["SB35_1022", "SB35_1023"]
+    (total,) = [line.split() for line in lines if line.strip().startswith("all 1,024")]
+    assert total[2:] == ["512,000", "511,900", "100", "0", "2", "0", "0"]
+    assert any("Run run has committed 3 rows" in line for line in lines)
+    assert lines[-1].startswith("511,900 of 512,000 planned samples exist in root (1024 simulations: 1023 complete")
 
 
 def test_few_simulations_print_every_finding() -> None:
