@@ -6,10 +6,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 _OPTION = re.compile(r"--(?P<name>[a-z][a-z0-9-]*)(=\S.*)?")
 # What a launcher decides itself, or what would keep it from finding its job or waiting for it.
-_RESERVED = frozenset(
-    "array chdir comment cpus-per-task error export input job-name mem nodes ntasks open-mode output parsable requeue "
-    "no-requeue time wait wrap partition account".split()
-)
+_RESERVED = {
+    *("account", "cpus-per-task", "mem", "nodes", "ntasks", "partition", "time"),
+    *("array", "chdir", "comment", "error", "export", "input", "job-name", "no-requeue", "open-mode", "output"),
+    *("parsable", "requeue", "wait", "wrap"),
+}
 
 
 class SlurmJobSettings(BaseModel):

@@ -44,10 +44,11 @@ from storage.recording import new_run_id
 from storage.results import SimulationResult
 from storage.summary import RunSummary, summarise
 from storage.workload import Workload
+from tasks.block_files import STOP_FILE, progress_in, results_in
 from tasks.packaging import package_block
 from tasks.planning import plan_run
 from tasks.progress import RunProgress
-from tasks.projection import STOP_FILE, progress_in, project_block, results_in
+from tasks.projection import project_block
 from tasks.recording import record_block
 from tasks.selection import select_targets
 from tasks.validation import validate_block

@@ -1,6 +1,6 @@
-"""How the MPI program of a block is started.
+"""How an MPI program is started: what all launchers have in common, and `mpiexec`.
 
-Knows no Prefect.
+Knows no Prefect. `tasks.slurm` and `tasks.sbatch` have the launchers of a cluster.
 """
 
 import os
@@ -12,129 +12,169 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
-from bind_core.config import LauncherName
 from bind_core.errors import BindDataError
 
 _MPI_VARIABLES = ("PMI", "OMPI_", "HYDI_", "HYDRA_", "MPI_LOCAL", "PRTE_", "PRRTE_", "MPICH_", "MPIR_")
 """Prefixes of variables by which an MPI process knows its job; a child that inherits them believes to be in it."""
 
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
-_KEPT_LINES = 40
+KEPT_LINES = 40
+"""Lines of a failed job's error output that are quoted."""
 _POLL = 0.2
 _GRACE = 10.0
+
+MISMATCH_STATUS = 78
+"""Exit status of ranks that find themselves in a job of another size than the one asked for."""
 
 
 class JobFailedError(BindDataError):
     """An MPI job that ended with another status than 0; repeating it may help."""
 
 
-class LauncherMissingError(BindDataError):
-    """There is nothing to start an MPI job with; repeating it does not help."""
+class JobTimedOutError(JobFailedError):
+    """A job that was ended at its time limit; repeating it helps if it had finished a part of its work."""
+
+
+class JobRefusedError(BindDataError):
+    """A job that cannot be run as it was asked for; repeating it does not help."""
+
+
+class JobMemoryError(JobRefusedError):
+    """A job that needs more memory than it was given."""
+
+
+class LauncherMissingError(JobRefusedError):
+    """There is nothing to start an MPI job with."""
 
 
 class JobStoppedError(BindDataError):
-    """An MPI job that was ended because its caller asked for it."""
+    """An MPI job that was ended because its caller, or somebody else, asked for it."""
+
+
+@dataclass(frozen=True)
+class MpiJob:
+    """A Python module that is to be run as MPI program."""
+
+    module: str
+    arguments: tuple[str, ...]
+    ranks: int
+    """Processes."""
+
+    @property
+    def program(self) -> list[str]:
+        """The command of each rank."""
+        # Without `-m mpi4py`, an exception on one rank leaves the others waiting for it.
+        return [sys.executable, "-m", "mpi4py", "-m", self.module, *self.arguments]
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who hears of a job, and can end it. What these functions raise ends the job and is raised by its launcher."""
+
+    on_line: Callable[[str], None]
+    """Called, maybe in another thread, with each line that the job prints to its standard output."""
+    on_error_line: Callable[[str], None]
+    """Likewise, with each line of its standard error, as it comes."""
+    should_stop: Callable[[], bool]
+    """Asked some times a second; the job is ended when it returns True."""
 
 
 class Launcher(Protocol):
     """Starts a Python module as MPI program, and waits for its end."""
 
-    def run(
-        self,
-        module: str,
-        arguments: Sequence[str],
-        ranks: int,
-        on_line: Callable[[str], None],
-        should_stop: Callable[[], bool],
-    ) -> None:
-        """Start ``python -m module arguments`` on a number of ranks.
+    attached: bool
+    """Whether the job's standard input stays open as long as this process lives, so that its ranks can notice an end
+    that nobody announced."""
+
+    def run(self, job: MpiJob, listener: Listener) -> None:
+        """Start a job and wait for its end.
 
         Parameters
         ----------
-        module : str
-            The program. Its standard input stays open as long as this process lives, so that it can notice an end
-            that nobody announced.
-        arguments : sequence of str
-            Its arguments.
-        ranks : int
-            Processes.
-        on_line : callable
-            Called, in another thread, with each line that the job prints to its standard output.
-        should_stop : callable
-            Asked some times a second; the job is ended when it returns True.
+        job : MpiJob
+            The program.
+        listener : Listener
+            Who hears of it.
 
         Raises
         ------
         JobFailedError
             If it ends with another status than 0; the message has the end of its error output.
+        JobRefusedError
+            If it cannot be run as it was asked for, or needs more than it was given.
         JobStoppedError
-            If it was ended because `should_stop` said so.
+            If it was ended because the listener, or somebody else, said so.
         LauncherMissingError
-            If it cannot be started.
+            If there is nothing to start it with.
         Exception
-            Whatever `on_line` or `should_stop` raises, after the job was ended.
+            Whatever the listener raises, after the job was ended.
         """
 
 
 class MpiexecLauncher:
     """Starts jobs on this machine with the `mpiexec` that belongs to the MPI library in use."""
 
-    def run(
-        self,
-        module: str,
-        arguments: Sequence[str],
-        ranks: int,
-        on_line: Callable[[str], None],
-        should_stop: Callable[[], bool],
-    ) -> None:
-        """Start a job; see `Launcher.run`."""
-        # Without `-m mpi4py`, an exception on one rank leaves the others waiting for it.
-        program = [sys.executable, "-m", "mpi4py", "-m", module, *arguments]
-        command = [str(mpiexec()), "-n", str(ranks), *program]
-        try:
-            process = subprocess.Popen(
-                command,
-                env=without_mpi_variables(os.environ),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                errors="replace",
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise LauncherMissingError(f"Cannot start {command[0]}: {error.strerror or error}.") from error
-        last_errors: deque[str] = deque(maxlen=_KEPT_LINES)
-        failures: list[Exception] = []
-        readers = [
-            threading.Thread(target=_read_lines, args=(process.stdout, on_line, failures), daemon=True),
-            threading.Thread(target=_read_lines, args=(process.stderr, last_errors.append, failures), daemon=True),
-        ]
-        for reader in readers:
-            reader.start()
-        try:
-            stopped = _wait(process, lambda: bool(failures) or should_stop())
-        finally:
-            _end(process)
-        for reader in readers:
-            reader.join()
-        if failures:
-            raise failures[0]
-        if stopped:
-            raise JobStoppedError(f"The MPI job `{' '.join(command)}` was ended before it was done.")
-        if process.returncode != 0:
-            raise JobFailedError(
-                f"The MPI job `{' '.join(command)}` ended with status {process.returncode}. Its last words:\n"
-                + "\n".join(last_errors)
-            )
+    attached = True
+
+    def run(self, job: MpiJob, listener: Listener) -> None:
+        """Start a job and wait for its end; see `Launcher.run`."""
+        run_attached([str(mpiexec()), "-n", str(job.ranks), *job.program], listener)
 
 
-def launcher(name: LauncherName) -> Launcher:
-    """Return the launcher of a name."""
-    return {LauncherName.MPIEXEC: MpiexecLauncher()}[name]
+def run_attached(command: Sequence[str], listener: Listener) -> None:
+    """Run a command that starts an MPI job as a child of this process, and wait for its end.
+
+    Raises
+    ------
+    JobFailedError, JobRefusedError, JobStoppedError, LauncherMissingError, Exception
+        As `Launcher.run` does.
+    """
+    try:
+        process = subprocess.Popen(
+            command,
+            env=without_mpi_variables(os.environ),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise LauncherMissingError(f"Cannot start {command[0]}: {error.strerror or error}.") from error
+    last_errors: deque[str] = deque(maxlen=KEPT_LINES)
+    failures: list[Exception] = []
+
+    def take_error(line: str) -> None:
+        last_errors.append(line)
+        listener.on_error_line(line)
+
+    readers = [
+        threading.Thread(target=_read_lines, args=(process.stdout, listener.on_line, failures), daemon=True),
+        threading.Thread(target=_read_lines, args=(process.stderr, take_error, failures), daemon=True),
+    ]
+    for reader in readers:
+        reader.start()
+    try:
+        stopped = _wait(process, lambda: bool(failures) or listener.should_stop())
+    finally:
+        _end(process)
+    for reader in readers:
+        reader.join()
+    if failures:
+        raise failures[0]
+    if stopped:
+        raise JobStoppedError(f"The MPI job `{' '.join(command)}` was ended before it was done.")
+    if process.returncode != 0:
+        kind = JobRefusedError if process.returncode == MISMATCH_STATUS else JobFailedError
+        raise kind(
+            f"The MPI job `{' '.join(command)}` ended with status {process.returncode}. Its last words:\n"
+            + "\n".join(last_errors)
+        )
 
 
 def mpiexec() -> Path:

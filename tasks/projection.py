@@ -1,7 +1,7 @@
 """Task: make the samples of a block in one MPI job."""
 
-import json
-from dataclasses import replace
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,14 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
 from bind_core.plan import BlockPlan
-from storage.files import write_bytes
 from storage.results import SimulationResult
-from tasks.launchers import JobFailedError, launcher
-from tasks.progress import Progress
+from tasks.block_files import ERRORS_FILE, PROGRESS_FILE, STOP_FILE
+from tasks.block_job import BlockJob
+from tasks.launchers import JobFailedError, Listener
+from tasks.rank_messages import level_of
 
-PLAN_FILE = "plan.json"
-PROGRESS_FILE = "progress.jsonl"
-STOP_FILE = "stop"
+_MOST_LOGGED = 1000
+"""Lines of a job's standard error that go to the run's log."""
 
 
 async def may_pass(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
@@ -42,8 +42,8 @@ def project_block(block: int, plan: BlockPlan, folder: Path) -> dict[str, Simula
     plan : BlockPlan
         What is to be made.
     folder : Path
-        Work folder of the block. It receives the plan, the job's progress and its results; a file called `STOP_FILE`
-        in it ends the job.
+        Work folder of the block. It receives the plan, the job's progress, its warnings and its results; a file
+        called `STOP_FILE` in it ends the job.
 
     Returns
     -------
@@ -53,54 +53,45 @@ def project_block(block: int, plan: BlockPlan, folder: Path) -> dict[str, Simula
     Raises
     ------
     JobFailedError
-        If the job ends with another status than 0.
+        If the job ends with another status than 0; repeating it may help.
+    JobRefusedError
+        If it cannot be run as it was asked for, or needs more than it was given.
     """
     logger = get_run_logger()
-    results = results_in(folder, plan)
-    rest = replace(plan, simulations=tuple(s for s in plan.simulations if s.simulation not in results))
-    if not rest.simulations:
-        return results
-    write_bytes(folder / PLAN_FILE, rest.to_json().encode())
-    ranks = plan.config.ranks
-    logger.info("Starting %d MPI ranks for %d simulations", ranks, len(rest.simulations))
-    with (folder / PROGRESS_FILE).open("a", encoding="utf-8", buffering=1) as progress:
-        launcher(plan.config.launcher).run(
-            "tasks.projection_job",
-            [str(folder / PLAN_FILE), "--ranks", str(ranks), "--watch-stdin"],
-            ranks,
+    with (
+        (folder / PROGRESS_FILE).open("a", encoding="utf-8", buffering=1) as progress,
+        (folder / ERRORS_FILE).open("a", encoding="utf-8", buffering=1) as errors,
+    ):
+        log = _logs_to(logger)
+
+        def take_error(line: str) -> None:
+            print(line, file=errors)
+            log(line)
+
+        listener = Listener(
             on_line=lambda line: print(line, file=progress),
+            on_error_line=take_error,
             should_stop=(folder / STOP_FILE).exists,
         )
-    results = results_in(folder, plan)
+        results = BlockJob(plan, folder, logger.info).run(listener)
     for result in results.values():
         seconds = ", ".join(f"{phase} {value:.1f} s" for phase, value in result.seconds.items())
         logger.info("%s: %d samples (%s)", result.simulation, len(result.samples), seconds)
     return results
 
 
-def results_in(folder: Path, plan: BlockPlan) -> dict[str, SimulationResult]:
-    """Return the results that a block's jobs have left so far, by simulation."""
-    results = {}
-    for simulation in plan.simulations:
-        path = folder / f"{simulation.simulation}.result.json"
-        if path.exists():
-            results[simulation.simulation] = SimulationResult.from_json(path.read_text(encoding="utf-8"))
-    return results
+def _logs_to(logger: "logging.Logger | logging.LoggerAdapter[Any]") -> Callable[[str], None]:
+    """Return what logs the lines of a job's standard error as warnings and errors, up to a number that can be read."""
+    logged = 0
 
+    def log(line: str) -> None:
+        nonlocal logged
+        if not line.strip():
+            return
+        logged += 1
+        if logged <= _MOST_LOGGED:
+            logger.log(level_of(line), "%s", line)
+        elif logged == _MOST_LOGGED + 1:
+            logger.warning("The job says more than %d lines; the rest is in %s only", _MOST_LOGGED, ERRORS_FILE)
 
-def progress_in(folder: Path, position: int) -> tuple[list[Progress], int]:
-    """Return the progress reports that a block's job has written after a position, and the new position."""
-    path = folder / PROGRESS_FILE
-    if not path.exists():
-        return [], position
-    with path.open("rb") as file:
-        file.seek(position)
-        text = file.read()
-    whole = text.rpartition(b"\n")[0]
-    reports = []
-    for line in whole.splitlines():
-        try:
-            reports.append(Progress(**json.loads(line)))
-        except (ValueError, TypeError):
-            continue  # what a library printed
-    return reports, position + (len(whole) + 1 if whole else 0)
+    return log

@@ -11,6 +11,7 @@ components are done; then the samples are written. The result does not depend on
 
 import argparse
 import json
+import logging
 import os
 import sys
 import threading
@@ -26,16 +27,24 @@ from mpi4py import MPI
 
 from bind_core.config import DatasetConfig
 from bind_core.errors import BindDataError, SnapshotError
+from bind_core.findings import Severity
 from bind_core.input_checks import unreadable
 from bind_core.maps import input_maps, target_map
 from bind_core.mesh import ParticleMesh
 from bind_core.plan import BlockPlan, SimulationPlan
 from storage.files import StorageFullError, write_bytes
 from storage.results import SimulationResult
+from tasks.block_files import result_file
+from tasks.launchers import MISMATCH_STATUS
 from tasks.progress import Progress, ProgressSink
+from tasks.rank_messages import RankMessages
 from tasks.read_ahead import ReadAhead, reads_ahead
 from tasks.shared_memory import together
 from tasks.simulation_job import Share, SimulationJob, UnusableInputError
+
+
+class JobMismatchError(BindDataError):
+    """A launcher that does not belong to the MPI library in use."""
 
 
 def project_block(
@@ -44,6 +53,7 @@ def project_block(
     progress: ProgressSink,
     *,
     on_result: Callable[[SimulationResult], None] = lambda result: None,
+    on_simulation: Callable[[str], None] = lambda name: None,
     ranks_per_node: int | None = None,
 ) -> list[SimulationResult]:
     """Make all samples of a block; collective.
@@ -58,6 +68,8 @@ def project_block(
         Called on any rank, some times a second.
     on_result : callable
         Called with each simulation's result as soon as it is there, on one rank; not with results that are errors.
+    on_simulation : callable
+        Called on every rank with the name of each simulation that it begins.
     ranks_per_node : int, optional
         Treats each so many ranks as a node of their own. By default, ranks that can share memory are a node.
 
@@ -85,6 +97,7 @@ def project_block(
             jobs = _jobs(node, plan, plan.simulations[node_number::nodes], progress, ahead)
             for job in jobs:
                 name = job.simulation.simulation
+                on_simulation(name)
                 if full:
                     mine.append(SimulationResult(name, error=full))
                     continue
@@ -123,14 +136,14 @@ def check_world_size(comm: MPI.Intracomm, asked: int) -> None:
 
     Raises
     ------
-    BindDataError
+    JobMismatchError
         If it did not.
     """
     if comm.size != asked:
-        raise BindDataError(
+        raise JobMismatchError(
             f"Starting an MPI job of {asked} ranks: this process finds itself in one of {comm.size}. The launcher does "
             f"not belong to the MPI library that mpi4py uses ({MPI.Get_library_version().split(chr(10))[0].strip()}). "
-            "Call the launcher of that library."
+            "Call the launcher of that library; with srun, give the flag that `python -m tasks.slurm` prints."
         )
 
 
@@ -180,11 +193,6 @@ def _result_of(job: "SimulationJob") -> SimulationResult:
         return SimulationResult(name, error=str(error))
 
 
-def result_file(folder: Path, simulation: str) -> Path:
-    """Return the file that holds a simulation's result in a block's work folder."""
-    return folder / f"{simulation}.result.json"
-
-
 def print_progress(progress: Progress) -> None:
     """Write a progress report to standard output as one line of JSON, in one piece."""
     line = json.dumps(asdict(progress)) + "\n"
@@ -212,8 +220,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--watch-stdin", action="store_true", help="abort when standard input ends")
     options = parser.parse_args(arguments)
     comm = MPI.COMM_WORLD
+    messages = RankMessages(comm.rank)
+    messages.collect()
 
     def save(result: SimulationResult) -> None:
+        for finding in result.findings:
+            level = logging.ERROR if finding.severity is Severity.ERROR else logging.WARNING
+            messages.say(level, finding.message, finding.simulation)
         write_bytes(result_file(options.plan.parent, result.simulation), result.to_json().encode())
 
     try:
@@ -221,13 +234,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.watch_stdin and comm.rank == 0:
             watch_standard_input()
         plan = BlockPlan.from_json(options.plan.read_text(encoding="utf-8"))
-        results = project_block(comm, plan, print_progress, on_result=save)
-        errors = comm.bcast([f"{result.simulation}: {result.error}" for result in results if result.error])
+        results = project_block(comm, plan, print_progress, on_result=save, on_simulation=messages.begin)
+        errors = comm.bcast([(result.error, result.simulation) for result in results if result.error])
+    except JobMismatchError as error:
+        messages.say(logging.ERROR, str(error))
+        sys.exit(MISMATCH_STATUS)
     except BindDataError as error:  # on all ranks together
-        errors = [f"{type(error).__name__}: {error}"]
+        errors = [(f"{type(error).__name__}: {error}", "")]
+    except Exception as error:  # on this rank alone: mpi4py ends the others
+        messages.say(logging.ERROR, f"{type(error).__name__}: {error}")
+        raise
     if errors:
         if comm.rank == 0:
-            print("\n".join(errors), file=sys.stderr, flush=True)
+            for text, simulation in errors:
+                messages.say(logging.ERROR, text, simulation)
         sys.exit(1)
 
 

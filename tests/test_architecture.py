@@ -17,6 +17,13 @@ MODULES = {
 }
 BATCH = (
     "tasks.launchers",
+    "tasks.slurm",
+    "tasks.slurm_queue",
+    "tasks.sbatch",
+    "tasks.submitted_jobs",
+    "tasks.block_files",
+    "tasks.block_job",
+    "tasks.rank_messages",
     "tasks.projection_job",
     "tasks.simulation_job",
     "tasks.batch",

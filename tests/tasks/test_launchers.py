@@ -14,20 +14,21 @@ from pathlib import Path
 import pytest
 from batch_runs import REPOSITORY, environment, processes, wait_for
 
-from bind_core.config import LauncherName
 from tasks import launchers
 from tasks.launchers import (
     JobFailedError,
     JobStoppedError,
     LauncherMissingError,
+    Listener,
     MpiexecLauncher,
-    launcher,
+    MpiJob,
     mpiexec,
     ranks_asked_for,
     without_mpi_variables,
 )
 
 Job = Callable[..., list[str]]
+DEAF = Listener(lambda line: None, lambda line: None, lambda: False)
 
 SURROUNDING_JOB = {
     "PMI_RANK": "3",
@@ -54,6 +55,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
         ranks: int = 2,
         should_stop: Callable[[], bool] = lambda: False,
         on_line: Callable[[str], None] = lambda line: None,
+        on_error_line: Callable[[str], None] = lambda line: None,
     ) -> list[str]:
         (tmp_path / f"{name}.py").write_text("import os, sys, time\nfrom mpi4py import MPI\n" + source)
         lines: list[str] = []
@@ -62,7 +64,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
             lines.append(line)
             on_line(line)
 
-        launcher(LauncherName.MPIEXEC).run(name, arguments, ranks, take, should_stop)
+        MpiexecLauncher().run(MpiJob(name, arguments, ranks), Listener(take, on_error_line, should_stop))
         return lines
 
     return run
@@ -94,7 +96,7 @@ def test_no_mpiexec_at_all_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LauncherMissingError, match="pip install mpich"):
-        MpiexecLauncher().run("json", [], 1, lambda line: None, lambda: False)
+        MpiexecLauncher().run(MpiJob("json", (), 1), DEAF)
 
 
 def test_an_mpiexec_that_cannot_be_started_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +105,7 @@ def test_an_mpiexec_that_cannot_be_started_is_said(tmp_path: Path, monkeypatch: 
     (tmp_path / "bin" / "mpiexec").write_text("not a program")
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     with pytest.raises(LauncherMissingError, match=re.escape(str(tmp_path / "bin" / "mpiexec"))):
-        MpiexecLauncher().run("json", [], 1, lambda line: None, lambda: False)
+        MpiexecLauncher().run(MpiJob("json", (), 1), DEAF)
 
 
 # The surroundings
@@ -183,6 +185,19 @@ sys.exit(3)
 
 
 @pytest.mark.mpi
+def test_error_output_is_handed_on_as_it_comes(job: Job) -> None:
+    """Each line of every rank's standard error reaches the caller while the job runs, apart from what it prints."""
+    heard: list[str] = []
+    source = """
+os.write(2, f"rank {MPI.COMM_WORLD.rank} is worried\\n".encode())
+time.sleep(600)
+"""
+    with pytest.raises(JobStoppedError):
+        job(source, ranks=2, on_error_line=heard.append, should_stop=lambda: len(heard) >= 2)
+    assert {"rank 0 is worried", "rank 1 is worried"} <= set(heard)
+
+
+@pytest.mark.mpi
 @pytest.mark.parametrize("deaf", [False, True])
 def test_a_job_is_ended_when_its_caller_asks(
     job: Job, tmp_path: Path, deaf: bool, monkeypatch: pytest.MonkeyPatch
@@ -256,8 +271,9 @@ def test_ranks_notice_the_end_of_whoever_started_them(tmp_path: Path) -> None:
         "os.write(1, b'up\\n')\nwhile True:\n    MPI.COMM_WORLD.Barrier()\n"
     )
     starter = (
-        "import sys\nfrom tasks.launchers import MpiexecLauncher\n"
-        "MpiexecLauncher().run(sys.argv[1], [], 2, lambda line: print(line, flush=True), lambda: False)\n"
+        "import sys\nfrom tasks.launchers import Listener, MpiexecLauncher, MpiJob\n"
+        "listener = Listener(lambda line: print(line, flush=True), lambda line: None, lambda: False)\n"
+        "MpiexecLauncher().run(MpiJob(sys.argv[1], (), 2), listener)\n"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", starter, mark],
