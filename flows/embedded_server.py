@@ -5,6 +5,7 @@ the flow could no longer report its end. This one is in a session of its own, so
 it, and it notices when the command is gone, even if that was killed.
 """
 
+import atexit
 import os
 import signal
 import socket
@@ -12,8 +13,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import httpx
 
@@ -27,14 +26,13 @@ class ServerError(BindDataError):
     """An embedded server that does not start."""
 
 
-@contextmanager
-def embedded_server() -> Iterator[str]:
-    """Offer the address of the API of a server, which is started for it and ended after it.
+def start_embedded_server() -> str:
+    """Start a server, which ends with this process, and return the address of its API.
 
     Raises
     ------
     ServerError
-        If the server does not answer.
+        If it does not answer.
     """
     with socket.create_server(("127.0.0.1", 0)) as listener:  # the server gets a copy
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
@@ -45,11 +43,9 @@ def embedded_server() -> Iterator[str]:
             start_new_session=True,
             env={**os.environ, "PREFECT_UI_ENABLED": "0"},
         )
-    try:
-        _await_answer(url, process)
-        yield url
-    finally:
-        _end(process)
+    atexit.register(_end, process)  # when Prefect's own threads have sent the last of their logs and events
+    _await_answer(url, process)
+    return url
 
 
 def _await_answer(url: str, process: "subprocess.Popen[bytes]") -> None:

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -111,6 +111,8 @@ def prepare_prefect(verbose: bool) -> None:
     """
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
+    # A server that outlives the run can tell from its silence that it was killed.
+    os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
     if not verbose and error_console.is_terminal:
         # The bar has the terminal to itself; warnings and errors still interrupt it.
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")
@@ -135,16 +137,14 @@ def prefect_server(verbose: bool) -> Iterator[None]:
     prepare_prefect(verbose)
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    from flows.embedded_server import embedded_server
+    from flows.embedded_server import start_embedded_server
 
-    with _terminable(), ExitStack() as stack:
-        if PREFECT_API_URL.value() is None:
-            stack.enter_context(temporary_settings({PREFECT_API_URL: stack.enter_context(embedded_server())}))
+    with terminable(), temporary_settings({PREFECT_API_URL: PREFECT_API_URL.value() or start_embedded_server()}):
         yield
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """Raise `Terminated` on SIGTERM."""
 
     def end(number: int, frame: object) -> NoReturn:
