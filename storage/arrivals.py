@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from storage.columns import SimulationStatus
 from storage.manifest import Manifest
 from storage.provenance import PARAMETERS, Inputs, from_json
-from storage.schemas import SimulationStatus
 from storage.workload import SimulationWork, Workload
 
 

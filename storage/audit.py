@@ -14,6 +14,7 @@ from bind_core.parameters import ParameterTable
 from storage.audit_depth import Depth
 from storage.audit_result import AuditResult
 from storage.checklist import MOST_FINDINGS, Checklist
+from storage.columns import SAMPLES, SIMULATIONS, TableForm
 from storage.content_audit import NOT_READ, audit_contents
 from storage.distribution_checks import check_orientations, check_parameters, check_seeds
 from storage.evidence import Evidence, SuiteRecord, parameter_frame, read_parameters, read_suite
@@ -24,7 +25,6 @@ from storage.layout import DatasetLayout
 from storage.manifest import ManifestError, recorded_configuration
 from storage.plan_checks import check_plan, simulation_states, stale_inputs
 from storage.record_checks import check_form, check_records
-from storage.schemas import Row, SampleRow, SimulationRow
 from storage.tables import table_rows
 from storage.versions import DatasetVersion, resolve_version
 from storage.workload import Workload
@@ -77,8 +77,8 @@ def audit(
     latest = resolve_version(layout)
     version = latest if version is None else version
     config = config.model_copy(update={"output_root": layout.root})
-    samples = _rows(layout, SampleRow, version.number)
-    attempts = _rows(layout, SimulationRow, version.simulations_number)
+    samples = _rows(layout, SAMPLES, version.number)
+    attempts = _rows(layout, SIMULATIONS, version.simulations_number)
     checklist = Checklist(most_findings)
     common: dict[str, Any] = {
         "root": str(layout.root),
@@ -118,10 +118,10 @@ def audit(
     )
 
 
-def _rows(layout: DatasetLayout, model: Row, version: int) -> pl.DataFrame:
-    path = layout.samples_table if model is SampleRow else layout.simulations_table
-    order = ["simulation", "halo", "rotation"] if model is SampleRow else ["recorded_at", "run_id", "simulation"]
-    rows = pl.DataFrame(table_rows(path, model, version).to_table())
+def _rows(layout: DatasetLayout, form: TableForm, version: int) -> pl.DataFrame:
+    path = layout.samples_table if form is SAMPLES else layout.simulations_table
+    order = ["simulation", "halo", "rotation"] if form is SAMPLES else ["recorded_at", "run_id", "simulation"]
+    rows = pl.DataFrame(table_rows(path, form, version).to_table())
     return rows.sort([name for name in order if name in rows.columns])
 
 
@@ -151,7 +151,7 @@ def _evidence(
         samples=samples,
         attempts=attempts.unique("simulation", keep="last", maintain_order=True).sort("simulation"),
         is_latest=is_latest,
-        latest_paths=samples["path"] if is_latest else _rows(layout, SampleRow, latest.number)["path"],
+        latest_paths=samples["path"] if is_latest else _rows(layout, SAMPLES, latest.number)["path"],
         suite=suite,
         no_suite=no_suite,
         parameters=parameters,

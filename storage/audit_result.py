@@ -37,6 +37,7 @@ class AuditCode(StrEnum):
     WRONG_SIZE = "wrong_size", "A sample's file does not have the recorded size."
     UNRECORDED_SAMPLE = "unrecorded_sample", "A planned sample's file is there, and the manifest has no row for it."
     ORPHAN = "orphan", "A file under train/ or test/ belongs to no row of the manifest and to no planned sample."
+    UNFINISHED_COMMIT = "unfinished_commit", "A row is committed whose file has not been put into its place."
     MISSING_SAMPLE = "missing_sample", "The configuration asks for samples that do not exist yet."
     STALE = "stale", "An input, the configuration or the code has changed since samples were made."
     UNSETTLED = "unsettled", "The last attempt at a simulation was blocked or failed."
@@ -96,6 +97,19 @@ class AuditFinding:
         return {key: str(value) for key, value in asdict(self).items()}
 
 
+class Outcome(StrEnum):
+    """What became of a check."""
+
+    PASSED = "passed"
+    """It found nothing."""
+    WARNINGS = "warnings"
+    """It found nothing worse than what somebody should look at."""
+    FAILED = "failed"
+    """It found errors."""
+    NOT_MADE = "not made"
+    """It could not be made."""
+
+
 @dataclass(frozen=True)
 class CheckOutcome:
     """What became of one check."""
@@ -108,10 +122,21 @@ class CheckOutcome:
     """For example ``chi-square 45.1 for 47 degrees of freedom, p = 0.55``."""
     findings: int = 0
     """All of its findings, also those beyond the limit that `AuditResult.findings` holds."""
+    errors: int = 0
+    """Those of them that are errors; the others are warnings."""
+
+    @property
+    def outcome(self) -> Outcome:
+        """What became of it, by the worst that it found."""
+        if self.passed is None:
+            return Outcome.NOT_MADE
+        if self.passed:
+            return Outcome.PASSED
+        return Outcome.FAILED if self.errors else Outcome.WARNINGS
 
     def as_dict(self) -> dict[str, Any]:
         """Return the outcome as plain values, for JSON and tables."""
-        return asdict(self)
+        return asdict(self) | {"outcome": self.outcome.value}
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +164,7 @@ class AuditResult:
     warnings: int
     """Number of all findings that are warnings."""
     samples: pl.DataFrame
-    """The version's rows, as in `storage.schemas.SampleRow`."""
+    """The version's rows, as in `storage.columns.SAMPLES`."""
     simulations: pl.DataFrame
     """A row per simulation, in natural order: ``simulation``, ``split``, ``status`` (text; empty where none is
     recorded), ``planned``, ``committed``, ``missing``, ``stale``, ``broken`` (samples that have an error),

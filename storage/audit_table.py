@@ -9,11 +9,16 @@ from rich.console import Console
 from rich.markup import escape
 
 from bind_core.findings import Severity
-from storage.audit_result import AuditCode, AuditFinding, AuditResult
+from storage.audit_result import AuditCode, AuditFinding, AuditResult, Outcome
 
 _MOST_SHOWN = 5
 """Findings of a kind that are printed."""
-_MARKS = {True: "[green]✓[/green]", False: "[red]✗[/red]", None: "[yellow]○[/yellow]"}
+_MARKS = {
+    Outcome.PASSED: "[green]✓[/green]",
+    Outcome.WARNINGS: "[yellow]![/yellow]",
+    Outcome.FAILED: "[red]✗[/red]",
+    Outcome.NOT_MADE: "[dim]○[/dim]",
+}
 _STYLES = {Severity.ERROR: "red", Severity.WARNING: "yellow"}
 
 
@@ -47,8 +52,9 @@ def print_audit(result: AuditResult, console: Console) -> None:
     console.print(f"{version}{when}, in {escape(result.root)}", soft_wrap=True)
     console.print()
     for check in result.checks:
-        detail = f"{check.findings:,} findings: {check.detail}" if check.findings else check.detail
-        console.print(f"{_MARKS[check.passed]} {escape(check.name)} [dim]({escape(detail)})[/dim]", soft_wrap=True)
+        found = f"{check.findings:,} finding{'' if check.findings == 1 else 's'}: " if check.findings else ""
+        detail = f"{found}{check.detail}"
+        console.print(f"{_MARKS[check.outcome]} {escape(check.name)} [dim]({escape(detail)})[/dim]", soft_wrap=True)
     dataset = shlex.quote(result.root)
     for kind in findings_by_kind(result):
         style = _STYLES[kind.severity]

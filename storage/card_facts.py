@@ -12,10 +12,10 @@ from bind_core.normalization import NormalizationStats
 from bind_core.parameters import find_parameter_file, read_parameter_table
 from bind_core.sample import TARGET_CHANNELS
 from bind_core.splits import Split
+from storage.columns import SAMPLES, Column, SimulationStatus
 from storage.layout import DatasetLayout
 from storage.manifest import Manifest, ManifestVersion, recorded_configuration
 from storage.samples import CONTRACT, SampleError, read_sample
-from storage.schemas import Column, SampleRow, SimulationStatus, described_columns
 from storage.statistics import STATISTICS_FILES, StatisticsError, read_statistics
 from storage.versions import DatasetVersion
 
@@ -145,7 +145,7 @@ class DatasetFacts:
             replace(column, description=f"Mass in the context window of {sizes[column.name]:g} Mpc/h.")
             if column.name in sizes
             else column
-            for column in described_columns(SampleRow, len(sizes))
+            for column in SAMPLES.columns(len(sizes))
         ]
 
     @property

@@ -64,11 +64,12 @@ class Checklist:
         *groups : Offenders
             What was found; the check is passed if all of them are empty.
         """
-        found = 0
+        found = errors = 0
         for group in groups:
             if group.rows.is_empty():
                 continue
             found += group.rows.height
+            errors += group.rows.height if group.severity is Severity.ERROR else 0
             self.findings += group.findings(max(0, self.most_findings - self.counts[group.code]))
             self.counts[group.code] += group.rows.height
             self._offences.append(
@@ -79,7 +80,7 @@ class Checklist:
                     "simulation",
                 )
             )
-        self.outcomes.append(CheckOutcome(name, found == 0, detail, found))
+        self.outcomes.append(CheckOutcome(name, found == 0, detail, found, errors))
 
     def skip(self, name: str, why: str) -> None:
         """Note a check that could not be made."""

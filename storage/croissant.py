@@ -12,7 +12,7 @@ import polars as pl
 
 from bind_core.splits import Split
 from storage.card_facts import Array, ChannelStatistics, DatasetFacts
-from storage.schemas import Column
+from storage.columns import Column
 
 Json = dict[str, Any]
 

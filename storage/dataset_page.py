@@ -205,7 +205,7 @@ def _shape(array: Array) -> str:
     return f"({extents[0]},)" if len(extents) == 1 else f"({', '.join(extents)})"
 
 
-def _type(dtype: pl.DataType) -> str:
+def _type(dtype: pl.DataType | type[pl.DataType]) -> str:
     return {pl.String: "text", pl.Datetime: "time"}.get(dtype.base_type(), str(dtype).lower())
 
 

@@ -4,10 +4,11 @@ import polars as pl
 
 from bind_core.findings import Severity
 from storage.audit_result import AuditCode
-from storage.checklist import SAMPLE_QUERY, Checklist, Offenders
+from storage.checklist import OFFENDER_SCHEMA, SAMPLE_QUERY, Checklist, Offenders
 from storage.evidence import Evidence
 from storage.file_listing import TAKEN_FOR_SAMPLE
 from storage.layout import DatasetLayout
+from storage.manifest import Manifest
 
 _NAME = r"^(?:train|test)/(sim_.+)/sim_.+_halo_(\d+)_rot_(\d+)\.npz$"
 
@@ -56,6 +57,8 @@ def check_files(evidence: Evidence, files: pl.DataFrame, checklist: Checklist) -
     )
     _check_sizes(evidence, joined.filter(listed), checklist)
     _check_strays(evidence, strays, checklist)
+    if evidence.is_latest:
+        _check_finished(evidence, checklist)
 
 
 def _check_sizes(evidence: Evidence, there: pl.DataFrame, checklist: Checklist) -> None:
@@ -76,6 +79,28 @@ def _check_sizes(evidence: Evidence, there: pl.DataFrame, checklist: Checklist) 
                 found=pl.coalesce(pl.format("{} bytes", "found_bytes"), pl.lit("no regular file")),
             ),
             "The file was cut off or replaced. Make the sample again (`bind-data repair`).",
+            SAMPLE_QUERY,
+        ),
+    )
+
+
+def _check_finished(evidence: Evidence, checklist: Checklist) -> None:
+    simulations = dict(evidence.samples.select("sample_id", "simulation").drop_nulls("sample_id").iter_rows())
+    unfinished = Manifest(evidence.layout).unfinished()
+    waiting = [
+        (file.sample_id, simulations.get(file.sample_id, ""), f"the file {file.path}", f"it waits as {file.staged}")
+        for replacement in unfinished
+        for file in replacement.waiting(evidence.layout)
+    ]
+    checklist.record(
+        "no committed file waits for its place",
+        f"{len(unfinished):,} runs have not finished what they committed",
+        Offenders(
+            AuditCode.UNFINISHED_COMMIT,
+            Severity.ERROR,
+            pl.DataFrame(waiting, schema=OFFENDER_SCHEMA, orient="row"),
+            "A run was killed between the commit of its rows and the move of their files, or is at work. The next run "
+            "puts them into their places; `bind-data repair` does so at once.",
             SAMPLE_QUERY,
         ),
     )

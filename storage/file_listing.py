@@ -9,10 +9,10 @@ from pathlib import Path
 import polars as pl
 
 from bind_core.splits import Split
+from storage.columns import SAMPLES
 from storage.files import TEMPORARY_SUFFIX, is_temporary
 from storage.layout import DatasetLayout
 from storage.manifest import Manifest
-from storage.schemas import SampleRow
 from storage.tables import read_rows
 from storage.versions import DatasetVersion
 
@@ -75,13 +75,13 @@ def unmatched_files(layout: DatasetLayout, version: DatasetVersion | None = None
         schema={"path": pl.String},
     )
     if version is None:
-        rows = read_rows(layout.samples_table, SampleRow, columns=["path"])
+        rows = read_rows(layout.samples_table, SAMPLES, columns=["path"])
         orphaned = there.join(rows, on="path", how="anti")["path"]
         lost = rows.join(there, on="path", how="anti")["path"]
         return UnmatchedFiles(_by_simulation(layout, orphaned), _by_simulation(layout, lost), _waiting(layout))
     columns = ["path", "sha256"]
-    in_place = read_rows(layout.samples_table, SampleRow, columns=columns).join(there, on="path", how="semi")
-    then = read_rows(layout.samples_table, SampleRow, version.number, columns)
+    in_place = read_rows(layout.samples_table, SAMPLES, columns=columns).join(there, on="path", how="semi")
+    then = read_rows(layout.samples_table, SAMPLES, version.number, columns)
     elsewhere = then.join(in_place, on=columns, how="anti")
     kept = [layout.superseded_file(sha256).is_file() for sha256 in elsewhere["sha256"]]
     lost = elsewhere.filter(~pl.Series(kept, dtype=pl.Boolean))["path"]

@@ -19,11 +19,11 @@ import polars as pl
 
 from bind_core.config import DatasetConfig
 from bind_core.errors import BindDataError
+from storage.columns import SAMPLES, SIMULATIONS, ManifestError, TableForm
 from storage.compaction import keep_compact
 from storage.files import sha256_of, write_bytes
 from storage.layout import DatasetLayout
 from storage.replacement import NewFile, OldFile, Replacement, announce, finish, finish_interrupted, unfinished
-from storage.schemas import ManifestError, Row, SampleRow, SimulationRow, validate_rows
 from storage.tables import (
     BEFORE_THE_FIRST,
     append_rows,
@@ -98,7 +98,7 @@ class Manifest:
         Returns
         -------
         DataFrame
-            Columns as in `storage.schemas.SampleRow`, ordered by simulation, halo and rotation; empty if there is
+            Columns as in `storage.columns.SAMPLES`, ordered by simulation, halo and rotation; empty if there is
             none yet.
 
         Raises
@@ -106,7 +106,7 @@ class Manifest:
         ManifestError
             If there is no such version, or the table cannot be read.
         """
-        return read_rows(self.layout.samples_table, SampleRow, version).sort(SAMPLE_ORDER)
+        return read_rows(self.layout.samples_table, SAMPLES, version).sort(SAMPLE_ORDER)
 
     def simulations(self, version: int | None = None) -> pl.DataFrame:
         """Return all attempts at all simulations, oldest first.
@@ -119,14 +119,14 @@ class Manifest:
         Returns
         -------
         DataFrame
-            Columns as in `storage.schemas.SimulationRow`; empty if there is none yet.
+            Columns as in `storage.columns.SIMULATIONS`; empty if there is none yet.
 
         Raises
         ------
         ManifestError
             If there is no such version, or the table cannot be read.
         """
-        rows = read_rows(self.layout.simulations_table, SimulationRow, version)
+        rows = read_rows(self.layout.simulations_table, SIMULATIONS, version)
         return rows.sort("recorded_at", "run_id", "simulation")
 
     def latest_simulations(self) -> pl.DataFrame:
@@ -144,13 +144,13 @@ class Manifest:
             together, with the lists ``halo`` and ``rotation`` of the samples.
         """
         groups = ["simulation", "config_digest", "inputs_digest", "output_version"]
-        rows = read_rows(self.layout.samples_table, SampleRow, columns=[*groups, "halo", "rotation"])
+        rows = read_rows(self.layout.samples_table, SAMPLES, columns=[*groups, "halo", "rotation"])
         return rows.group_by(groups, maintain_order=True).agg("halo", "rotation")
 
     def run_of_samples(self, sample_ids: Sequence[str]) -> dict[str, str]:
         """Return the run that made each of some samples; those that do not exist are left out."""
         named = one_of("sample_id", sample_ids)
-        rows = read_rows(self.layout.samples_table, SampleRow, columns=["sample_id", "run_id"], where=named)
+        rows = read_rows(self.layout.samples_table, SAMPLES, columns=["sample_id", "run_id"], where=named)
         return dict(rows.rows())
 
     @property
@@ -208,10 +208,10 @@ class Manifest:
             If the disk or the quota is full.
         """
         metadata = self._metadata(run_id, action)
-        attempts = self._checked(simulations, SimulationRow, run_id)
+        attempts = self._checked(simulations, SIMULATIONS, run_id)
         if attempts.is_empty():
             raise ManifestError("A commit needs at least one row for the table 'simulations', but got none.")
-        new = None if samples is None or samples.is_empty() else self._checked(samples, SampleRow, run_id)
+        new = None if samples is None or samples.is_empty() else self._checked(samples, SAMPLES, run_id)
         if new is not None:
             self._refuse_existing(new, frozenset(replaced))
         self._record_configuration()
@@ -269,8 +269,10 @@ class Manifest:
         """Return what killed runs, or one at work, have committed whose files are not all in their places."""
         return unfinished(self.layout, self.run_of_samples)
 
-    def _checked(self, rows: pl.DataFrame, model: Row, run_id: str) -> pl.DataFrame:
-        checked = validate_rows(rows, model)
+    def _checked(self, rows: pl.DataFrame, form: TableForm, run_id: str) -> pl.DataFrame:
+        from storage.schemas import validate_rows  # takes long to import, and readers do not need it
+
+        checked = validate_rows(rows, form)
         expected = {"run_id": run_id, "config_digest": self.config.digest if self.config else ""}
         for column, value in expected.items():
             others = checked.filter(pl.col(column) != value)[column].unique().sort().to_list()
@@ -284,13 +286,13 @@ class Manifest:
         self, new: pl.DataFrame | None, replaced: frozenset[str], staged: Mapping[str, str], metadata: dict[str, str]
     ) -> None:
         """Exchange rows in one commit, and then the files."""
-        going = read_rows(self.layout.samples_table, SampleRow, where=one_of("sample_id", replaced))
+        going = read_rows(self.layout.samples_table, SAMPLES, where=one_of("sample_id", replaced))
         coming = going.clear() if new is None else new
         simulations = sorted({*going["simulation"], *coming["simulation"]})
         if not simulations:
             return
         of_these = one_of("simulation", simulations)
-        before = read_rows(self.layout.samples_table, SampleRow, where=of_these)
+        before = read_rows(self.layout.samples_table, SAMPLES, where=of_these)
         rows = pl.concat([before.filter(~pl.col("sample_id").is_in(list(replaced))), coming])
         replacement = Replacement(
             metadata["run_id"],
@@ -308,7 +310,7 @@ class Manifest:
 
     def _refuse_existing(self, new: pl.DataFrame, replaced: frozenset[str]) -> None:
         of_these_simulations = one_of("simulation", new["simulation"].unique())
-        known = read_rows(self.layout.samples_table, SampleRow, columns=["sample_id"], where=of_these_simulations)
+        known = read_rows(self.layout.samples_table, SAMPLES, columns=["sample_id"], where=of_these_simulations)
         again = sorted(set(new["sample_id"]) & set(known["sample_id"]) - replaced)
         if again:
             more = f" and {len(again) - _SHOWN_IDS} more" if len(again) > _SHOWN_IDS else ""

@@ -8,9 +8,9 @@ import polars as pl
 import pyarrow as pa
 
 from bind_core.errors import BindDataError
+from storage.columns import SAMPLES, SIMULATIONS
 from storage.layout import DatasetLayout
 from storage.manifest import recorded_configuration
-from storage.schemas import SampleRow, SimulationRow
 from storage.tables import table_rows
 from storage.versions import DatasetVersion
 
@@ -93,8 +93,8 @@ def query(
         )
     numbers = (None, None) if version is None else (version.number, version.simulations_number)
     with duckdb.connect(":memory:") as connection:
-        connection.register("samples", table_rows(samples, SampleRow, numbers[0]))
-        connection.register("simulations", table_rows(simulations, SimulationRow, numbers[1]))
+        connection.register("samples", table_rows(samples, SAMPLES, numbers[0]))
+        connection.register("simulations", table_rows(simulations, SIMULATIONS, numbers[1]))
         connection.register("strata", _strata(layout))
         connection.execute(_CURRENT_SIMULATIONS)
         for setting, value in _CLOSED.items():

@@ -3,13 +3,13 @@
 from typing import Any
 
 import polars as pl
-from pandera.errors import SchemaErrors
 
 from bind_core.findings import Severity
 from storage.audit_result import AuditCode
 from storage.checklist import SAMPLE_QUERY, SIMULATION_QUERY, Checklist, Offenders, no_offenders, one_offender
+from storage.columns import SAMPLES, SIMULATIONS, TableForm
 from storage.evidence import Evidence
-from storage.schemas import Row, SampleRow, SimulationRow, table_schema
+from storage.schemas import failures_of
 
 _REMAKE = "Make the sample again (`bind-data repair`)."
 _SHOWN = 3
@@ -32,23 +32,24 @@ def check_form(rows: pl.DataFrame, attempts: pl.DataFrame, checklist: Checklist)
         Whether the columns are there and of their type, without which no other check can be made.
     """
     groups, usable = [], True
-    for model, table in ((SampleRow, rows), (SimulationRow, attempts)):
-        title = "samples" if model is SampleRow else "simulations"
-        query = SAMPLE_QUERY if model is SampleRow else "SELECT * FROM simulations WHERE simulation = '{subject}'"
-        wrong = _wrong_columns(table, model)
+    for form, table in ((SAMPLES, rows), (SIMULATIONS, attempts)):
+        query = SAMPLE_QUERY if form is SAMPLES else "SELECT * FROM simulations WHERE simulation = '{subject}'"
+        wrong = _wrong_columns(table, form)
         usable = usable and not wrong
         offenders = (
-            one_offender(f"table {title}", "", "the columns of its schema", wrong) if wrong else _failures(table, model)
+            one_offender(f"table {form.title}", "", "the columns of its schema", wrong)
+            if wrong
+            else _failures(table, form)
         )
-        advice = f"Restore an earlier version of the table {title}, or correct the row with the Delta library."
+        advice = f"Restore an earlier version of the table {form.title}, or correct the row with the Delta library."
         groups.append(Offenders(AuditCode.SCHEMA, Severity.ERROR, offenders, advice, "" if wrong else query))
     detail = f"{rows.height:,} rows of samples, {attempts.height:,} of simulations"
     checklist.record("rows have the form that their schemas prescribe", detail, *groups)
     return usable
 
 
-def _wrong_columns(rows: pl.DataFrame, model: Row) -> str:
-    expected = table_schema(model, sum(name.startswith("mass_large_scale_") for name in rows.columns))
+def _wrong_columns(rows: pl.DataFrame, form: TableForm) -> str:
+    expected = form.schema_for(rows.columns)
     problems = [f"no column {name}" for name in expected if name not in rows.columns]
     problems += [f"an unknown column {name}" for name in rows.columns if name not in expected]
     problems += [
@@ -59,18 +60,14 @@ def _wrong_columns(rows: pl.DataFrame, model: Row) -> str:
     return ", ".join(problems)
 
 
-def _failures(rows: pl.DataFrame, model: Row) -> pl.DataFrame:
+def _failures(rows: pl.DataFrame, form: TableForm) -> pl.DataFrame:
     """Return the rows that fail their schema, one offender for each row and check."""
-    try:
-        model.validate(rows, lazy=True)
-    except SchemaErrors as error:
-        cases = error.failure_cases
-    else:
+    cases = failures_of(rows, form)
+    if cases is None:
         return no_offenders()
-    key = "sample_id" if model is SampleRow else "simulation"
     # Samples that are listed twice have a check of their own.
     cases = cases.filter(pl.col("check").cast(pl.String) != "field_uniqueness")
-    named = rows.select(pl.col(key).alias("subject"), "simulation").with_row_index("index")
+    named = rows.select(pl.col(form.key).alias("subject"), "simulation").with_row_index("index")
     value = pl.col("failure_case").cast(pl.String).str.slice(0, _SHOWN_CHARACTERS)
     of_column = pl.col("schema_context") == "Column"
     return (

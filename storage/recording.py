@@ -17,10 +17,10 @@ from bind_core.plan import SimulationPlan, Target
 from bind_core.rotations import matrix_quaternion
 from bind_core.sample import OUTPUT_VERSION
 from bind_core.splits import split_of
+from storage.columns import SAMPLES, SimulationStatus
 from storage.manifest import Manifest
 from storage.provenance import Inputs, digest_of_inputs, to_json
 from storage.results import SampleRecord
-from storage.schemas import SampleRow, SimulationStatus
 from storage.tables import one_of, table_rows
 from storage.workload import Reason, SimulationWork
 
@@ -168,7 +168,7 @@ def _sample_row(target: Target, record: SampleRecord, plan: SimulationPlan, conf
 
 def _committed_counts(manifest: Manifest, simulations: Sequence[str]) -> dict[str, int]:
     of_these = one_of("simulation", simulations)
-    rows = table_rows(manifest.layout.samples_table, SampleRow).to_table(columns=["simulation"], filter=of_these)
+    rows = table_rows(manifest.layout.samples_table, SAMPLES).to_table(columns=["simulation"], filter=of_these)
     return Counter(rows["simulation"].to_pylist())
 
 

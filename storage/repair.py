@@ -41,6 +41,8 @@ class RepairPlan:
 
     duplicates: bool
     """Whether rows are to be removed that are there twice."""
+    unfinished: tuple[str, ...]
+    """Ids of samples whose files wait for their places, where a killed run was to put them."""
     moves: tuple[tuple[str, str], ...]
     """Files to be moved back: from and to, relative to the root."""
     orphans: tuple[str, ...]
@@ -55,7 +57,7 @@ class RepairPlan:
     @property
     def empty(self) -> bool:
         """Whether there is nothing to do."""
-        return not (self.duplicates or self.moves or self.orphans or self.simulations)
+        return not (self.duplicates or self.unfinished or self.moves or self.orphans or self.simulations)
 
 
 def plan_repair(layout: DatasetLayout, manifest: Manifest, findings: Iterable[AuditFinding]) -> RepairPlan:
@@ -78,7 +80,11 @@ def plan_repair(layout: DatasetLayout, manifest: Manifest, findings: Iterable[Au
     duplicates = False
     moves, orphans, left = [], [], []
     remake, simulations = set(), set()
+    findings = list(findings)
+    unfinished = {finding.subject for finding in findings if finding.code is AuditCode.UNFINISHED_COMMIT}
     for finding in findings:
+        if finding.subject in unfinished:
+            continue  # whatever is said of a file that is not the row's
         if finding.code is AuditCode.DUPLICATE_SAMPLE:
             duplicates = True
         elif finding.code in _MAKING_MENDS:
@@ -96,6 +102,7 @@ def plan_repair(layout: DatasetLayout, manifest: Manifest, findings: Iterable[Au
     simulations.update(samples[name][0] for name in remake)
     return RepairPlan(
         duplicates=duplicates,
+        unfinished=tuple(sorted(unfinished)),
         moves=tuple(moves),
         orphans=tuple(orphans),
         remake=tuple(sorted(remake)),
@@ -105,7 +112,7 @@ def plan_repair(layout: DatasetLayout, manifest: Manifest, findings: Iterable[Au
 
 
 def tidy(layout: DatasetLayout, manifest: Manifest, plan: RepairPlan, run_id: str) -> None:
-    """Do what needs no simulation: remove rows that are there twice, move files back, remove orphans.
+    """Do what needs no simulation: finish killed commits, remove rows that are there twice, move files, remove orphans.
 
     Raises
     ------
@@ -114,6 +121,7 @@ def tidy(layout: DatasetLayout, manifest: Manifest, plan: RepairPlan, run_id: st
     LayoutError
         If a path leads out of the data set.
     """
+    manifest.finish_interrupted()
     if plan.duplicates:
         manifest.remove_duplicates(run_id)
     folders = set()

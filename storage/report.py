@@ -20,15 +20,17 @@ from markupsafe import Markup, escape
 
 from bind_core.findings import Severity
 from bind_core.splits import Split
-from storage.audit_result import AuditCode, AuditFinding, AuditResult
+from storage.audit_result import AuditCode, AuditFinding, AuditResult, Outcome
+from storage.columns import SimulationStatus
 from storage.files import write_bytes
 from storage.layout import DatasetLayout
 from storage.report_gallery import gallery_of, map_title, picked_by_suspicion
 from storage.report_plots import MOST_POINTS, channel_plots, coverage_strips, mass_function_plot, orientation_plot
-from storage.schemas import SimulationStatus
 
 _SPECIAL_IN_QUOTES = set('"$`\\!')
 """What a shell reads within double quotes as something other than itself."""
+_ORDER = (Outcome.FAILED, Outcome.WARNINGS, Outcome.NOT_MADE, Outcome.PASSED)
+_ICONS = {Outcome.FAILED: "bad", Outcome.WARNINGS: "warn", Outcome.NOT_MADE: "none", Outcome.PASSED: "good"}
 _MOST_FINDINGS = 40
 """Shown of each kind; the true number is shown with them."""
 _MOST_CHARACTERS = 600
@@ -135,7 +137,8 @@ def render_report(result: AuditResult, layout: DatasetLayout) -> str:
             most=max((group.count for group in groups), default=0),
             ask=lambda sql: _command(result, sql),
             errors=Severity.ERROR,
-            checks=sorted(result.checks, key=lambda check: {False: 0, None: 1, True: 2}[check.passed]),
+            checks=sorted(result.checks, key=lambda check: _ORDER.index(check.outcome)),
+            icon_of=_ICONS,
             matrix=_matrix(result.simulations),
             mass_function=_drawn(mass_function_plot(result.samples, result.halo_masses)),
             orientations=_drawn(orientation_plot(result.samples)),
@@ -185,7 +188,11 @@ def _printable(value: Any) -> Any:
 
 
 def _clip(text: str, most: int = _MOST_CHARACTERS) -> str:
-    return text if len(text) <= most else f"{text[:most]}…"
+    """Return the beginning of a text, cut between words unless one word takes more than half of it."""
+    if len(text) <= most:
+        return text
+    words = text[: most + 1].rpartition(" ")[0].rstrip()
+    return f"{words if 2 * len(words) > most else text[:most]}…"
 
 
 def _marked(text: str) -> Markup:

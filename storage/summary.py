@@ -9,9 +9,9 @@ import polars as pl
 
 from bind_core.findings import Finding
 from bind_core.suite import natural_order
+from storage.columns import SAMPLES, SimulationStatus
 from storage.file_listing import UnmatchedFiles
 from storage.manifest import Manifest
-from storage.schemas import SampleRow, SimulationStatus
 from storage.tables import read_rows
 from storage.versions import DatasetVersion
 from storage.workload import Reason, Workload
@@ -190,7 +190,7 @@ def summarise_version(manifest: Manifest, version: DatasetVersion) -> RunSummary
     """
     attempts = manifest.simulations(version.simulations_number).unique("simulation", keep="last")
     recorded = {row["simulation"]: row for row in attempts.iter_rows(named=True)}
-    samples = read_rows(manifest.layout.samples_table, SampleRow, version.number, ["simulation", "split"])
+    samples = read_rows(manifest.layout.samples_table, SAMPLES, version.number, ["simulation", "split"])
     counted = samples.group_by("simulation").agg(pl.col("split").first(), pl.len())
     made = {name: (split, count) for name, split, count in counted.iter_rows()}
     summaries = []

@@ -8,8 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from bind_core.findings import Severity
+from storage.columns import SimulationStatus
 from storage.file_listing import UnmatchedFiles
-from storage.schemas import SimulationStatus
 from storage.summary import SETTLED, RunSummary, SimulationSummary
 
 _STYLES = {
@@ -72,8 +72,8 @@ def print_status(summary: RunSummary, console: Console) -> None:
     files = summary.files
     shown: list[SimulationSummary] = list(summary.simulations)
     if len(shown) > _MOST_ROWS:
-        astray = {} if files is None else {**files.lost, **(files.orphaned or {})}
-        shown = [one for one in shown if one.status not in SETTLED or one.simulation in astray]
+        ailing = {} if files is None else {**files.lost, **(files.orphaned or {})}
+        shown = [one for one in shown if one.status not in SETTLED or one.simulation in ailing]
     wide = console.width >= _WIDE
     table = Table(box=SIMPLE_HEAD, padding=(0, 1 if wide else 0), pad_edge=False, show_footer=True)
     totals = summary.totals

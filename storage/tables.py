@@ -13,9 +13,9 @@ from pyarrow import ArrowException, Schema, Table, array, dataset, schema, strin
 from pyarrow.parquet import read_schema, read_table
 from pyarrow.types import is_large_string, is_string_view
 
+from storage.columns import ManifestError, TableForm
 from storage.compaction import AFTER_COMMIT, TABLE_SETTINGS, commit_properties
 from storage.files import StorageFullError
-from storage.schemas import ManifestError, Row, table_schema
 
 BEFORE_THE_FIRST = -1
 """The version of a table to which nothing was committed yet."""
@@ -49,7 +49,7 @@ def open_table(path: Path, version: int | None = None) -> DeltaTable | None:
         raise ManifestError(f"Cannot read the table {path}: {error}") from error
 
 
-def table_rows(path: Path, model: Row, version: int | None = None) -> dataset.Dataset:
+def table_rows(path: Path, form: TableForm, version: int | None = None) -> dataset.Dataset:
     """Return a table for pyarrow, DuckDB or anything else that reads Arrow's data sets; nothing is loaded yet.
 
     The files that the version consists of are read as plain Parquet: polars' Delta reader takes the path for a URL,
@@ -60,7 +60,7 @@ def table_rows(path: Path, model: Row, version: int | None = None) -> dataset.Da
     ----------
     path : Path
         Folder of the table.
-    model : SampleRow or SimulationRow
+    form : TableForm
         Its schema, for a table that does not exist yet.
     version : int, optional
         An earlier version; the latest by default. `BEFORE_THE_FIRST` has no rows.
@@ -72,7 +72,7 @@ def table_rows(path: Path, model: Row, version: int | None = None) -> dataset.Da
     """
     table = None if version == BEFORE_THE_FIRST else open_table(path, version)
     if table is None:
-        return dataset.dataset(_plain(pl.DataFrame(schema=table_schema(model))))
+        return dataset.dataset(_plain(pl.DataFrame(schema=form.schema())))
     files = [path / PurePosixPath(uri).name for uri in table.file_uris()]  # whose folder is percent-encoded
     try:
         return _rows_of(files, schema(table.schema().to_arrow()))
@@ -137,7 +137,7 @@ def _plain(rows: pl.DataFrame) -> Table:
 
 def read_rows(
     path: Path,
-    model: Row,
+    form: TableForm,
     version: int | None = None,
     columns: list[str] | None = None,
     where: dataset.Expression | None = None,
@@ -148,7 +148,7 @@ def read_rows(
     ----------
     path : Path
         Folder of the table.
-    model : SampleRow or SimulationRow
+    form : TableForm
         Its schema, for a table that does not exist yet.
     version : int, optional
         An earlier version; the latest by default.
@@ -163,7 +163,7 @@ def read_rows(
         If there is no such version, or the table cannot be read.
     """
     try:
-        return pl.DataFrame(table_rows(path, model, version).to_table(columns=columns, filter=where))
+        return pl.DataFrame(table_rows(path, form, version).to_table(columns=columns, filter=where))
     except (ArrowException, DeltaError, OSError) as error:
         raise _damaged(path, error) from error
 

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+import numpy as np
 import polars as pl
+from numpy.typing import ArrayLike, NDArray
 
 from bind_core.config import DatasetConfig
 from bind_core.errors import CatalogueError, ConfigurationError, ParameterTableError
@@ -13,6 +15,7 @@ from bind_core.halos import read_catalogue
 from bind_core.parameters import ParameterTable, find_parameter_file, read_parameter_table
 from bind_core.plan import PredictedSamples, Target, in_blocks, predicted_samples, sample_id
 from bind_core.suite import SimulationFiles, discover_simulations, find_simulation, natural_order
+from storage.columns import SimulationStatus
 from storage.manifest import Manifest
 from storage.preparation import is_folder
 from storage.provenance import (
@@ -24,8 +27,11 @@ from storage.provenance import (
     from_json,
     with_touched_read,
 )
-from storage.schemas import SimulationStatus
 from storage.staleness import Cause, SampleKey, StaleSamples, stale_samples
+
+Packed = NDArray[np.int64]
+"""Halo and rotation in one number, which has as many bits for the rotation as the manifest has."""
+_ROTATION_BITS = 32
 
 
 class Reason(StrEnum):
@@ -217,29 +223,25 @@ class _Record:
             return SimulationWork(files, nothing, frozenset(), (), (), frozenset(), inputs, reason)
         predicted = predicted_samples(files.name, files.number, catalogue, self.config)
         alike = self.alike.get((files.name,))
-        committed: set[SampleKey] = set()
+        committed = _packed([], [])
         stale: tuple[StaleSamples, ...] = ()
         if alike is not None:
-            committed.update(
-                pair
-                for halos, rotations in alike.select("halo", "rotation").iter_rows()
-                for pair in zip(halos, rotations, strict=True)
-            )
+            committed = _packed(alike["halo"].explode(), alike["rotation"].explode())
             on_record = {digest_of_inputs(earlier) for earlier in recorded}
             unrecorded = not on_record.issuperset(alike["inputs_digest"])
             inputs = with_touched_read(inputs, recorded, self.config, unrecorded=unrecorded)
             stale = stale_samples(alike, inputs, recorded, self.config)
-        missing = frozenset(key for key in predicted.keys if key not in committed)
+        missing = frozenset(_unpacked(np.setdiff1d(_predicted(predicted), committed)))
         wanted, replaced = self._asked(files.name, missing, committed, stale)
         to_make = predicted.targets(wanted) if wanted else ()
         reason = self._reason(predicted, missing, stale, to_make, replaced, inputs, recorded)
         return SimulationWork(files, predicted, missing, stale, to_make, replaced, inputs, reason)
 
     def _asked(
-        self, name: str, missing: frozenset[SampleKey], committed: set[SampleKey], stale: tuple[StaleSamples, ...]
+        self, name: str, missing: frozenset[SampleKey], committed: Packed, stale: tuple[StaleSamples, ...]
     ) -> tuple[frozenset[SampleKey], frozenset[str]]:
         """Return what is to be made, and the ids of the rows that this replaces or removes."""
-        anew = {key for key in committed if sample_id(name, *key) in self.remake} if self.remake else set()
+        anew = {key for key in _unpacked(committed) if sample_id(name, *key) in self.remake} if self.remake else set()
         if self.refresh:
             anew.update(key for group in stale for key in group.keys)
         elif any(Cause.INPUT in group.causes for group in stale):
@@ -268,6 +270,22 @@ class _Record:
         noted = bool(recorded) and list(map(_seen, recorded[0])) == list(map(_seen, inputs))
         # Inputs that were removed when their samples were made are no reason to look for them.
         return Reason.NOTHING_TO_DO if noted or not complete(inputs, recorded) else Reason.TOUCHED
+
+
+def _packed(halos: ArrayLike, rotations: ArrayLike) -> Packed:
+    """Return each halo and rotation as one number: half a million pairs are compared at once, and not one by one."""
+    return (np.asarray(halos, dtype=np.int64) << _ROTATION_BITS) | np.asarray(rotations, dtype=np.int64)
+
+
+def _unpacked(keys: Packed) -> list[SampleKey]:
+    rotations = keys & ((1 << _ROTATION_BITS) - 1)
+    return list(zip((keys >> _ROTATION_BITS).tolist(), rotations.tolist(), strict=True))
+
+
+def _predicted(samples: PredictedSamples) -> Packed:
+    counts = np.array([stratum.rotations for stratum, _ in samples.halos], dtype=np.int64)
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return _packed(np.repeat(np.array([halo.index for _, halo in samples.halos], dtype=np.int64), counts), within)
 
 
 def _seen(file: InputFile) -> tuple[str, int | None, str | None]:

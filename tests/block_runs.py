@@ -9,11 +9,11 @@ from bind_core.config import DatasetConfig
 from bind_core.parameters import find_parameter_file, read_parameter_table
 from bind_core.plan import BlockPlan
 from storage.blocks import ScreenedSimulation, block_outcomes, plan_block, screen_block
+from storage.columns import SimulationStatus
 from storage.layout import DatasetLayout
 from storage.manifest import Manifest, open_dataset
 from storage.recording import SimulationOutcome, commit_outcomes
 from storage.results import SimulationResult
-from storage.schemas import SimulationStatus
 from storage.workload import SimulationWork, Workload, plan_workload
 from tasks.projection_job import project_block
 

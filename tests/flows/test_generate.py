@@ -19,10 +19,10 @@ from prefect.testing.utilities import prefect_test_harness
 
 from bind_core.config import DatasetConfig, Stratum
 from flows.generate import IncompleteRunError, generate_dataset, run_summary
+from storage.columns import SimulationStatus
 from storage.layout import DatasetLayout
 from storage.manifest import ConfigurationMismatchError, Manifest
 from storage.mock_suite import Defect, MockSuite, write_mock_suite
-from storage.schemas import SimulationStatus
 
 pytestmark = [pytest.mark.prefect, pytest.mark.mpi]
 

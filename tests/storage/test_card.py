@@ -18,7 +18,7 @@ from bind_core.config import RotationPolicy, Stratum
 from bind_core.normalization import NormalizationStats, ZScore
 from storage.card import Card, write_card
 from storage.card_facts import CardError, Publication
-from storage.schemas import SampleRow, SimulationRow, described_columns
+from storage.columns import SAMPLES, SIMULATIONS
 from storage.statistics import write_statistics
 from storage.versions import resolve_version, tag_version
 
@@ -159,8 +159,8 @@ def test_every_column_and_array_is_described(filled) -> None:
 
 def test_no_column_of_the_tables_lacks_a_description() -> None:
     """The schemas, from which the card has its descriptions, have one for every column."""
-    for model in (SampleRow, SimulationRow):
-        assert [column.name for column in described_columns(model, 3) if not column.description] == []
+    for form in (SAMPLES, SIMULATIONS):
+        assert [column.name for column in form.columns(3) if not column.description] == []
 
 
 def test_statistics_are_annotations(filled) -> None:

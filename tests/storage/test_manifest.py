@@ -8,6 +8,12 @@ from deltalake import DeltaTable
 
 from bind_core.config import RotationPolicy, Stratum
 from storage import manifest as manifest_module
+from storage.columns import (
+    SAMPLES,
+    SIMULATIONS,
+    ManifestError,
+    SimulationStatus,
+)
 from storage.layout import DatasetLayout
 from storage.manifest import (
     ConfigurationMismatchError,
@@ -16,14 +22,7 @@ from storage.manifest import (
     open_dataset,
     recorded_configuration,
 )
-from storage.schemas import (
-    ManifestError,
-    SampleRow,
-    SimulationRow,
-    SimulationStatus,
-    table_schema,
-    validate_rows,
-)
+from storage.schemas import validate_rows
 
 
 def test_a_new_data_set_is_empty(dataset) -> None:
@@ -31,8 +30,8 @@ def test_a_new_data_set_is_empty(dataset) -> None:
     manifest = dataset.open()
     assert not manifest.exists()
     assert manifest.samples().is_empty()
-    assert dict(manifest.samples().schema) == table_schema(SampleRow)
-    assert dict(manifest.simulations().schema) == table_schema(SimulationRow)
+    assert dict(manifest.samples().schema) == SAMPLES.schema()
+    assert dict(manifest.simulations().schema) == SIMULATIONS.schema()
     assert (manifest.version, manifest.versions) == (-1, [])
     assert not dataset.root.exists()
 
@@ -47,7 +46,7 @@ def test_committed_rows_come_back(dataset) -> None:
     found = manifest.samples()
     assert found.select(rows.columns).rows() == rows.rows()
     assert found["seed_entropy"][0] == f"1993,{2**128 - 1},0,0"
-    assert dict(found.schema) == table_schema(SampleRow, n_context=3)
+    assert dict(found.schema) == SAMPLES.schema(n_context=3)
     assert set(manifest.samples()["sample_id"]) == set(rows["sample_id"])
     assert manifest.simulations()["status"].to_list() == [SimulationStatus.COMPLETE]
 
@@ -128,7 +127,7 @@ def test_all_failures_are_reported_at_once(dataset) -> None:
     """Two broken columns and a broken relation are all in one message, with the rows' names."""
     rows = dataset.sample_rows("SB35_0").with_columns(bytes=0, sha256=pl.lit("x"), quaternion_w=2.0)
     with pytest.raises(ManifestError) as caught:
-        validate_rows(rows, SampleRow)
+        validate_rows(rows, SAMPLES)
     for part in ("bytes = 0", "sha256 = x", "unit norm", "row 1 (SB35_0_halo_0_rot_1)"):
         assert part in str(caught.value)
 

@@ -14,12 +14,13 @@ from bind_core.config import DatasetConfig
 from bind_core.findings import Finding, FindingCode
 from bind_core.rotations import quaternion_matrix
 from bind_core.splits import split_of
+from storage.columns import SAMPLES, SIMULATIONS, SimulationStatus
 from storage.manifest import ManifestError
 from storage.mock_suite import Defect, MockSuite, write_mock_suite
 from storage.recording import code_version, new_run_id
 from storage.results import SampleRecord, SimulationResult
 from storage.samples import read_sample
-from storage.schemas import SampleRow, SimulationRow, SimulationStatus, validate_rows
+from storage.schemas import validate_rows
 from storage.workload import Reason
 
 pytestmark = pytest.mark.mpi
@@ -89,7 +90,7 @@ def test_rows_obey_the_schemas(config: DatasetConfig) -> None:
     """What is read back passes validation unchanged, and names run, configuration and version in every row."""
     make(config, run_id="the run")
     manifest = manifest_of(config)
-    for rows, model in ((manifest.samples(), SampleRow), (manifest.simulations(), SimulationRow)):
+    for rows, model in ((manifest.samples(), SAMPLES), (manifest.simulations(), SIMULATIONS)):
         assert validate_rows(rows, model).equals(rows)
         assert set(rows["run_id"]) == {"the run"}
         assert set(rows["config_digest"]) == {config.digest}

@@ -16,12 +16,12 @@ from bind_core.config import DatasetConfig
 from bind_core.parameters import find_parameter_file, read_parameter_table
 from storage import recording, staleness
 from storage.blocks import block_outcomes, plan_block, screen_block
+from storage.columns import SimulationStatus
 from storage.file_listing import unmatched_files
 from storage.files import sha256_of
 from storage.manifest import ConfigurationMismatchError, open_dataset
 from storage.mock_suite import MockSuite
 from storage.recording import commit_outcomes
-from storage.schemas import SimulationStatus
 from storage.staleness import Cause
 from storage.versions import resolve_version
 from storage.workload import Reason, SimulationWork, plan_workload

@@ -115,10 +115,23 @@ def test_the_verdict_is_told_in_words_and_by_a_sign(layout: DatasetLayout, findi
 
 
 def test_failed_checks_stand_before_those_that_passed(layout: DatasetLayout) -> None:
-    """What failed comes first, then what could not be made, then the rest in the audit's order."""
-    page = page_of(result_of(layout.root, ["SB35_0"], findings=[finding()]))
-    rows = [attributes["class"] for tag, attributes in page.elements if tag == "tr" and "class" in attributes]
-    assert rows[:3] == ["bad", "none", "good"]
+    """Errors come first, then warnings, what could not be made, and the rest; only errors count as failed."""
+    findings = [finding(), finding(AuditCode.OUTLIER, Severity.WARNING)]
+    html = render_report(result_of(layout.root, ["SB35_0"], findings=findings), layout)
+    rows = [attributes["class"] for tag, attributes in Page(html).elements if tag == "tr" and "class" in attributes]
+    assert rows[:4] == ["bad", "warn", "none", "good"]
+    outcomes = re.findall(r'<td class="outcome">.*</svg> ([a-z ]+)</td>', html)
+    assert outcomes == ["failed", "warnings", "not made", "passed"]
+
+
+def test_long_texts_are_cut_between_words(layout: DatasetLayout) -> None:
+    """What is too long ends after a whole word, unless it is a single one."""
+    said = " ".join(f"number{i}" for i in range(200))
+    page = page_of(result_of(layout.root, ["SB35_0"], findings=[finding(found=said, expected="x" * 2000)]))
+    cut = [text for text in re.findall(r"number0 [^…]*…", page.words)]
+    assert cut
+    assert all(f"{text[:-1]} " in said for text in cut)
+    assert "x" * 600 + "…" in page.words
 
 
 def test_an_empty_data_set_has_a_whole_report(layout: DatasetLayout) -> None:

@@ -11,9 +11,9 @@ from rich.console import Console
 
 from bind_core.config import DatasetConfig
 from bind_core.findings import Finding, FindingCode, Severity
+from storage.columns import SimulationStatus
 from storage.file_listing import UnmatchedFiles
 from storage.mock_suite import Defect, MockSuite, write_mock_suite
-from storage.schemas import SimulationStatus
 from storage.summary import RunSummary, SimulationSummary, summarise
 from storage.summary_table import print_status, print_summary
 

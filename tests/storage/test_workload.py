@@ -11,9 +11,9 @@ from block_runs import make, manifest_of, project, record, times, work_of, workl
 from bind_core.config import DatasetConfig
 from bind_core.errors import ConfigurationError
 from storage import manifest as manifest_module
+from storage.columns import SimulationStatus
 from storage.manifest import ManifestError
 from storage.mock_suite import Defect, MockSuite, write_mock_suite
-from storage.schemas import SimulationStatus
 from storage.workload import Reason, compare
 
 pytestmark = pytest.mark.mpi
