@@ -19,6 +19,7 @@ from rich.console import Console
 
 from bind_core.config import DatasetConfig, read_yaml_mapping
 from bind_core.errors import BindDataError, ConfigurationError
+from bind_core.plan import Share
 from bind_core.projection import Backend
 from storage.preparation import with_absolute_paths
 from tasks.launchers import ranks_asked_for
@@ -55,6 +56,9 @@ def argument_parser() -> argparse.ArgumentParser:
     which.add_argument("--num_rotations", type=int, help="random orientations per halo [10]")
     which.add_argument("--mass_threshold", type=float, help="haloes above this M200c, Msun/h [1e13]")
     which.add_argument("--skip_missing", action="store_true", help="leave out simulations that do not exist")
+    which.add_argument(
+        "--share", metavar="I/N", help="of these, part I (from 0) of N that are made at the same time, one run each"
+    )
     how = parser.add_argument_group("how")
     how.add_argument("--resolution", type=int, help="pixels per side [128]")
     how.add_argument("--test_frac", type=float, help="share of simulations for testing [0.1]")
@@ -184,7 +188,9 @@ def _lead(comm: MPI.Intracomm, options: argparse.Namespace) -> int:
     try:
         config = configuration(options)
         names = asked_simulations(options, config)
-        run = BatchRun(comm, config, names, options.skip_missing, options.refresh, Console(soft_wrap=False))
+        share = None if options.share is None else Share.from_text(options.share)
+        console = Console(soft_wrap=False)
+        run = BatchRun(comm, config, names, options.skip_missing, options.refresh, share, console)
         status = 0 if run.execute(dry_run=options.dry_run) else 1
     except BindDataError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

@@ -1,7 +1,9 @@
 """Predicted samples: which haloes of a simulation, in which orientations, a configuration asks for."""
 
+import hashlib
 import json
-from collections.abc import Container, Iterator, Sequence
+import re
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -9,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bind_core.config import DatasetConfig, Stratum
+from bind_core.errors import ConfigurationError
 from bind_core.halos import Halo, HaloCatalogue, halos_in
 from bind_core.rotations import rotation_matrix, seed_entropy
 from bind_core.splits import Split
+from bind_core.suite import simulation_number
 
 
 def sample_id(simulation: str, halo: int, rotation: int) -> str:
@@ -186,6 +190,42 @@ def predicted_samples(
     """
     halos = tuple((stratum, halo) for stratum in config.strata for halo in halos_in(catalogue, stratum))
     return PredictedSamples(simulation, number, config, halos)
+
+
+@dataclass(frozen=True)
+class Share:
+    """One of several equal parts of a suite, each worked on by a process of its own."""
+
+    number: int
+    """From 0."""
+    of: int
+
+    @classmethod
+    def from_text(cls, text: str) -> Self:
+        """Read a share from ``I/N``, e.g. ``3/16``.
+
+        Raises
+        ------
+        ConfigurationError
+            If it is none.
+        """
+        match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+        if match is None or not int(match[1]) < int(match[2]):
+            raise ConfigurationError(f"The share {text!r} is none: expected I/N with 0 <= I < N, e.g. 0/16 to 15/16.")
+        return cls(int(match[1]), int(match[2]))
+
+    def of_simulations(self, names: Iterable[str], config: DatasetConfig) -> list[str]:
+        """Return those of some simulations that belong to this share.
+
+        Each simulation is in exactly one share, whatever else exists: numbered ones by turns, others by a hash of
+        their name.
+        """
+        return [name for name in names if _turn(name, config) % self.of == self.number]
+
+
+def _turn(name: str, config: DatasetConfig) -> int:
+    number = simulation_number(name, config.set_name)
+    return int(hashlib.sha256(name.encode()).hexdigest(), 16) if number is None else number
 
 
 def in_blocks(names: Sequence[str], simulations_per_block: int) -> list[tuple[str, ...]]:

@@ -9,8 +9,8 @@ from rich.console import Console
 from bind_core.config import DatasetConfig
 from bind_core.errors import ConfigurationError
 from bind_core.parameters import find_parameter_file, read_parameter_table
-from bind_core.plan import BlockPlan
-from bind_core.suite import find_simulation
+from bind_core.plan import BlockPlan, Share
+from bind_core.suite import discover_simulations, find_simulation
 from storage.blocks import block_outcomes, plan_block, screen_block
 from storage.layout import DatasetLayout
 from storage.manifest import Manifest, open_dataset
@@ -39,6 +39,8 @@ class BatchRun:
         Leave those out that do not exist.
     refresh : bool
         Make stale samples anew.
+    share : Share or None
+        Which part of these simulations is to be made, where other runs make the others at the same time.
     console : rich.console.Console
         Where progress and summary are shown.
     """
@@ -50,6 +52,7 @@ class BatchRun:
         names: list[str] | None,
         skip_missing: bool,
         refresh: bool,
+        share: Share | None,
         console: Console,
     ) -> None:
         self.comm = comm
@@ -57,6 +60,7 @@ class BatchRun:
         self.asked = names
         self.skip_missing = skip_missing
         self.refresh = refresh
+        self.share = share
         self.console = console
         self.layout = DatasetLayout(self.config.output_root, self.config.set_name)
         self.run_id = new_run_id()
@@ -79,10 +83,14 @@ class BatchRun:
 
     def _names(self) -> tuple[list[str] | None, tuple[str, ...]]:
         names = self.asked
+        if self.share is not None:
+            names = self.share.of_simulations(
+                discover_simulations(self.config) if names is None else names, self.config
+            )
         if names is None or not self.skip_missing:
             return names, ()
         present = [name for name in names if has_any_file(find_simulation(name, self.config))]
-        if not present:
+        if not present and self.share is None:
             bases = ", ".join(str(base) for base in (self.config.dmo_base, self.config.hydro_base))
             raise ConfigurationError(
                 f"None of the simulations {names[0]} to {names[-1]} exists under {bases}. Correct the base folders, "
