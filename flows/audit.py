@@ -7,10 +7,11 @@ from typing import cast
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.client.schemas.objects import State
-from prefect.states import Failed
+from prefect.states import Completed
 from prefect.utilities.annotations import quote
 
 from bind_core.errors import BindDataError
+from flows.outcomes import failed
 from flows.parameter_help import with_parameter_help
 from storage.audit_depth import Depth
 from storage.audit_result import AuditResult
@@ -21,7 +22,6 @@ from tasks.auditing import audit_dataset_at, write_audit_report
 
 _MOST_SHOWN = 20
 """Findings of a kind that the verdict's artifact spells out; the report has more."""
-_OUTCOMES = {True: "passed", False: "failed", None: "not made"}
 
 
 class UnsoundDatasetError(BindDataError):
@@ -71,7 +71,6 @@ def audit_dataset(
     BindDataError
         If there is no data set, or no such version.
     """
-    # A returned state shows its message on the run's first screen, where an exception would show a traceback.
     try:
         layout = layout_at(dataset)
         asked = None
@@ -81,13 +80,13 @@ def audit_dataset(
         unsearched = cast(AuditResult, quote(result))  # its tables are large, and hold no futures to be looked for
         path = write_audit_report(unsearched, layout, report or layout.audit_report_file)
     except BindDataError as error:
-        return Failed(message=f"{type(error).__name__}: {error}", data=error)
+        return failed(error)
     _publish(result, path)
-    get_run_logger().info(result.verdict)
     if not result.ok:
         unsound = UnsoundDatasetError(result)
-        return Failed(message=str(unsound), data=unsound)
-    return result
+        return failed(unsound, result.verdict)
+    get_run_logger().info(result.verdict)
+    return Completed(message=result.verdict, data=result)
 
 
 def _publish(result: AuditResult, report: Path) -> None:
@@ -96,7 +95,7 @@ def _publish(result: AuditResult, report: Path) -> None:
         [
             {
                 "check": check.name,
-                "outcome": _OUTCOMES[check.passed],
+                "outcome": check.outcome.value,
                 "findings": check.findings,
                 "detail": check.detail,
             }

@@ -8,7 +8,7 @@ from prefect.cache_policies import NO_CACHE
 
 from storage.audit import audit
 from storage.audit_depth import Depth
-from storage.audit_result import AuditResult
+from storage.audit_result import AuditResult, Outcome
 from storage.layout import DatasetLayout
 from storage.report import write_report
 from storage.versions import DatasetVersion
@@ -30,10 +30,10 @@ def audit_dataset_at(
 
     result = audit(layout, depth, audited_at=audited_at, version=version, threads=threads, progress=progress)
     for check in result.checks:
-        if check.passed is None:
+        if check.outcome is Outcome.NOT_MADE:
             logger.info("not checked: %s: %s", check.name, check.detail)
-        elif not check.passed:
-            logger.warning("%d findings: %s", check.findings, check.name)
+        elif check.outcome is not Outcome.PASSED:
+            logger.warning("%s, %d findings: %s", check.outcome, check.findings, check.name)
     return result
 
 

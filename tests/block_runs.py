@@ -72,6 +72,20 @@ def make(config: DatasetConfig, names: Sequence[str] | None = None, run_id: str 
     return record(config, project(config, names, run_id), run_id)
 
 
+def refresh(config: DatasetConfig, names: list[str] | None = None, run_id: str = "again", **plan: object) -> dict:
+    """Do a run that makes stale samples anew, as one block."""
+    manifest = open_dataset(layout_of(config), config, refresh=True)
+    manifest.finish_interrupted()
+    workload = plan_workload(config, manifest, names, **({"refresh": True} | plan))  # type: ignore[arg-type]
+    if not workload.outstanding:
+        return {}
+    screened = screen_block(workload.outstanding, config, read_parameter_table(find_parameter_file(config)))
+    block = plan_block(screened, config, run_id, 0)
+    found = [] if block is None else project_block(MPI.COMM_SELF, block, lambda progress: None)
+    outcomes = block_outcomes(layout_of(config), screened, block, {result.simulation: result for result in found})
+    return commit_outcomes(manifest, config, outcomes, run_id)
+
+
 def times(config: DatasetConfig) -> dict:
     """Return when each sample was last modified, in nanoseconds."""
     return {path: path.stat().st_mtime_ns for path in config.output_root.rglob("*.npz")}

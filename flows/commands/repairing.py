@@ -48,15 +48,15 @@ def repair(
         manifest = open_dataset(layout, config)
         if not dry_run:
             prepare_root(layout.root)
-            manifest.finish_interrupted()
         result = _audited(layout, depth, threads)
         plan = plan_repair(layout, manifest, _concerned(result.findings, refresh))
         if not as_json:
             print_audit(result, console)
             _print_plan(plan)
         mended = True
-        if not dry_run and not plan.empty:
+        if not dry_run:
             tidy(layout, manifest, plan, new_run_id())
+        if not dry_run and not plan.empty:
             if plan.simulations:
                 with prefect_server(verbose):
                     from flows.generate import run_summary
@@ -89,6 +89,8 @@ def _concerned(findings: Sequence["AuditFinding"], refresh: bool) -> list["Audit
 def _print_plan(plan: "RepairPlan") -> None:
     if plan.empty:
         console.print("There is nothing that a repair would mend.")
+    if plan.unfinished:
+        console.print(f"{counted(len(plan.unfinished), 'file')} of an interrupted run put into place.")
     if plan.duplicates:
         console.print("Rows that are there twice are removed.")
     for source, target in plan.moves:
@@ -105,6 +107,7 @@ def _print_plan(plan: "RepairPlan") -> None:
 def _as_dict(plan: "RepairPlan") -> dict[str, Any]:
     return {
         "duplicates": plan.duplicates,
+        "unfinished": list(plan.unfinished),
         "moves": [list(move) for move in plan.moves],
         "orphans": list(plan.orphans),
         "remake": list(plan.remake),

@@ -8,8 +8,7 @@ import h5py
 import numpy as np
 import polars as pl
 import pytest
-from block_runs import layout_of, make, manifest_of, outcomes_of, project, times, work_of
-from mpi4py import MPI
+from block_runs import layout_of, make, manifest_of, outcomes_of, project, refresh, times, work_of
 
 import storage.manifest as manifest_module
 from bind_core.config import DatasetConfig
@@ -21,11 +20,9 @@ from storage.file_listing import unmatched_files
 from storage.files import sha256_of
 from storage.manifest import ConfigurationMismatchError, open_dataset
 from storage.mock_suite import MockSuite
-from storage.recording import commit_outcomes
 from storage.staleness import Cause
 from storage.versions import resolve_version
 from storage.workload import Reason, SimulationWork, plan_workload
-from tasks.projection_job import project_block
 
 pytestmark = pytest.mark.mpi
 
@@ -61,18 +58,6 @@ def touch(path: Path) -> None:
 
 def causes(work: SimulationWork) -> set[Cause]:
     return {cause for group in work.stale for cause in group.causes}
-
-
-def refresh(config: DatasetConfig, names: list[str] | None = None, run_id: str = "again", **plan: object) -> dict:
-    """Do a run that makes stale samples anew, as one block."""
-    manifest = open_dataset(layout_of(config), config, refresh=True)
-    manifest.finish_interrupted()
-    workload = plan_workload(config, manifest, names, **({"refresh": True} | plan))  # type: ignore[arg-type]
-    screened = screen_block(workload.outstanding, config, read_parameter_table(find_parameter_file(config)))
-    block = plan_block(screened, config, run_id, 0)
-    found = [] if block is None else project_block(MPI.COMM_SELF, block, lambda progress: None)
-    outcomes = block_outcomes(layout_of(config), screened, block, {result.simulation: result for result in found})
-    return commit_outcomes(manifest, config, outcomes, run_id)
 
 
 def sound(config: DatasetConfig) -> None:
