@@ -22,12 +22,12 @@ from storage.file_checks import check_files
 from storage.file_listing import list_files
 from storage.halo_checks import check_catalogue, check_masses, check_strata
 from storage.layout import DatasetLayout
-from storage.manifest import ManifestError, recorded_configuration
+from storage.manifest import Manifest, ManifestError, recorded_configuration
 from storage.plan_checks import check_plan, simulation_states, stale_inputs
 from storage.record_checks import check_form, check_records
-from storage.tables import table_rows
+from storage.tables import read_rows
 from storage.versions import DatasetVersion, resolve_version
-from storage.workload import Workload
+from storage.workload import Comparison, Workload
 
 
 def audit(
@@ -121,7 +121,7 @@ def audit(
 def _rows(layout: DatasetLayout, form: TableForm, version: int) -> pl.DataFrame:
     path = layout.samples_table if form is SAMPLES else layout.simulations_table
     order = ["simulation", "halo", "rotation"] if form is SAMPLES else ["recorded_at", "run_id", "simulation"]
-    rows = pl.DataFrame(table_rows(path, form, version).to_table())
+    rows = read_rows(path, form, version)
     return rows.sort([name for name in order if name in rows.columns])
 
 
@@ -138,7 +138,7 @@ def _evidence(
     parameters: ParameterTable | None = None
     no_suite = no_parameters = ""
     try:
-        suite = read_suite(config, samples)
+        suite = read_suite(config, samples, Comparison(Manifest(layout), config) if is_latest else None)
     except ConfigurationError as error:
         no_suite = f"the suite is out of reach: {error}"
     try:

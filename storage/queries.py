@@ -2,16 +2,17 @@
 
 from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
 
 import duckdb
 import polars as pl
 import pyarrow as pa
 
 from bind_core.errors import BindDataError
-from storage.columns import SAMPLES, SIMULATIONS
+from storage.columns import SAMPLES, SIMULATIONS, TableForm
 from storage.layout import DatasetLayout
 from storage.manifest import recorded_configuration
-from storage.tables import table_rows
+from storage.tables import table_files, unreadable_table
 from storage.versions import DatasetVersion
 
 # Anything that leads out of the tables is off, and stays off whatever a query asks for.
@@ -93,10 +94,13 @@ def query(
         )
     numbers = (None, None) if version is None else (version.number, version.simulations_number)
     with duckdb.connect(":memory:") as connection:
-        connection.register("samples", table_rows(samples, SAMPLES, numbers[0]))
-        connection.register("simulations", table_rows(simulations, SIMULATIONS, numbers[1]))
+        within_reach = [
+            *_show(connection, SAMPLES, samples, numbers[0]),
+            *_show(connection, SIMULATIONS, simulations, numbers[1]),
+        ]
         connection.register("strata", _strata(layout))
         connection.execute(_CURRENT_SIMULATIONS)
+        connection.execute(f"SET allowed_paths = {_list(within_reach)}")
         for setting, value in _CLOSED.items():
             connection.execute(f"SET {setting} = {value}")
         try:
@@ -121,6 +125,24 @@ def query(
                 f"The query cannot be answered: {error}\nTables are samples, simulations, current_simulations and "
                 "strata; DESCRIBE samples lists the columns of one. Other tables and files are out of reach."
             ) from error
+
+
+def _show(connection: duckdb.DuckDBPyConnection, form: TableForm, path: Path, version: int | None) -> list[Path]:
+    """Show a table of the manifest to a connection, and return the files that it reads for it."""
+    files, schema = table_files(path, form, version)
+    if not files:
+        connection.register(form.title, pl.DataFrame(schema=schema).to_arrow(compat_level=pl.CompatLevel.oldest()))
+        return []
+    try:
+        rows = connection.read_parquet([str(file) for file in files])
+        rows.select(*schema.names()).create_view(form.title)
+    except duckdb.Error as error:
+        raise unreadable_table(path, error) from error
+    return files
+
+
+def _list(paths: list[Path]) -> str:
+    return "[" + ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths) + "]"
 
 
 def _strata(layout: DatasetLayout) -> pa.Table:

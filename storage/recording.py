@@ -21,7 +21,7 @@ from storage.columns import SAMPLES, SimulationStatus
 from storage.manifest import Manifest
 from storage.provenance import Inputs, digest_of_inputs, to_json
 from storage.results import SampleRecord
-from storage.tables import one_of, table_rows
+from storage.tables import one_of, read_rows
 from storage.workload import Reason, SimulationWork
 
 
@@ -168,8 +168,9 @@ def _sample_row(target: Target, record: SampleRecord, plan: SimulationPlan, conf
 
 def _committed_counts(manifest: Manifest, simulations: Sequence[str]) -> dict[str, int]:
     of_these = one_of("simulation", simulations)
-    rows = table_rows(manifest.layout.samples_table, SAMPLES).to_table(columns=["simulation"], filter=of_these)
-    return Counter(rows["simulation"].to_pylist())
+    return Counter(
+        read_rows(manifest.layout.samples_table, SAMPLES, columns=["simulation"], where=of_these)["simulation"]
+    )
 
 
 def _halos(work: SimulationWork) -> int | None:

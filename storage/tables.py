@@ -9,9 +9,8 @@ from typing import Any
 import polars as pl
 from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import DeltaError, TableNotFoundError
-from pyarrow import ArrowException, Schema, Table, array, dataset, schema, string
-from pyarrow.parquet import read_schema, read_table
-from pyarrow.types import is_large_string, is_string_view
+from pyarrow import Table, schema, string
+from pyarrow.types import is_large_string
 
 from storage.columns import ManifestError, TableForm
 from storage.compaction import AFTER_COMMIT, TABLE_SETTINGS, commit_properties
@@ -49,8 +48,8 @@ def open_table(path: Path, version: int | None = None) -> DeltaTable | None:
         raise ManifestError(f"Cannot read the table {path}: {error}") from error
 
 
-def table_rows(path: Path, form: TableForm, version: int | None = None) -> dataset.Dataset:
-    """Return a table for pyarrow, DuckDB or anything else that reads Arrow's data sets; nothing is loaded yet.
+def table_rows(path: Path, form: TableForm, version: int | None = None) -> pl.LazyFrame:
+    """Return a table, of which nothing is loaded yet.
 
     The files that the version consists of are read as plain Parquet: polars' Delta reader takes the path for a URL,
     in which a blank leads nowhere, and the Delta library's own data set skips files by statistics that its
@@ -61,7 +60,7 @@ def table_rows(path: Path, form: TableForm, version: int | None = None) -> datas
     path : Path
         Folder of the table.
     form : TableForm
-        Its schema, for a table that does not exist yet.
+        Its form, for a table that does not exist yet.
     version : int, optional
         An earlier version; the latest by default. `BEFORE_THE_FIRST` has no rows.
 
@@ -70,28 +69,19 @@ def table_rows(path: Path, form: TableForm, version: int | None = None) -> datas
     ManifestError
         If there is no such version, or the table cannot be read.
     """
+    files, schema = table_files(path, form, version)
+    if not files:
+        return pl.LazyFrame(schema=schema)
+    return pl.scan_parquet(files, schema=schema, glob=False, hive_partitioning=False)
+
+
+def table_files(path: Path, form: TableForm, version: int | None = None) -> tuple[list[Path], pl.Schema]:
+    """Return the Parquet files that hold a table's rows, and its columns; parameters and errors as of `table_rows`."""
     table = None if version == BEFORE_THE_FIRST else open_table(path, version)
     if table is None:
-        return dataset.dataset(_plain(pl.DataFrame(schema=form.schema())))
+        return [], pl.Schema(form.schema())
     files = [path / PurePosixPath(uri).name for uri in table.file_uris()]  # whose folder is percent-encoded
-    try:
-        return _rows_of(files, schema(table.schema().to_arrow()))
-    except (ArrowException, OSError) as error:
-        raise _damaged(path, error) from error
-
-
-def _rows_of(files: list[Path], columns: Schema) -> dataset.Dataset:
-    """Return the rows of Parquet files.
-
-    Files that the Delta library has rewritten by itself, to delete or change rows, hold texts as views, which cannot
-    be filtered; these are loaded and converted.
-    """
-    views = [path for path in files if any(is_string_view(kind) for kind in read_schema(path).types)]
-    plain = dataset.dataset([path for path in files if path not in views], schema=columns, format="parquet")
-    if not views:
-        return plain
-    converted = [read_table(path, partitioning=None).select(columns.names).cast(columns) for path in views]
-    return dataset.dataset([plain, dataset.dataset(converted, schema=columns)])
+    return files, pl.Schema(table.schema().to_arrow())
 
 
 def table_history(path: Path) -> list[dict[str, Any]]:
@@ -121,13 +111,6 @@ def table_history(path: Path) -> list[dict[str, Any]]:
     return sorted(history, key=lambda entry: entry["version"])
 
 
-def _damaged(path: Path, error: Exception) -> ManifestError:
-    return ManifestError(
-        f"Cannot read the table {path}: {error}. One of its files is missing or damaged; restore it from a copy, or "
-        "read an earlier version."
-    )
-
-
 def _plain(rows: pl.DataFrame) -> Table:
     """Return rows with texts as Arrow's plain strings; in files of polars' string views, texts cannot be filtered."""
     table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
@@ -140,7 +123,7 @@ def read_rows(
     form: TableForm,
     version: int | None = None,
     columns: list[str] | None = None,
-    where: dataset.Expression | None = None,
+    where: pl.Expr | None = None,
 ) -> pl.DataFrame:
     """Return rows of a table.
 
@@ -149,12 +132,12 @@ def read_rows(
     path : Path
         Folder of the table.
     form : TableForm
-        Its schema, for a table that does not exist yet.
+        Its form, for a table that does not exist yet.
     version : int, optional
         An earlier version; the latest by default.
     columns : list of str, optional
         Which columns; all by default.
-    where : Expression, optional
+    where : Expr, optional
         Which rows; all by default.
 
     Raises
@@ -162,15 +145,28 @@ def read_rows(
     ManifestError
         If there is no such version, or the table cannot be read.
     """
+    rows = table_rows(path, form, version)
+    if where is not None:
+        rows = rows.filter(where)
+    if columns is not None:
+        rows = rows.select(columns)
     try:
-        return pl.DataFrame(table_rows(path, form, version).to_table(columns=columns, filter=where))
-    except (ArrowException, DeltaError, OSError) as error:
-        raise _damaged(path, error) from error
+        return rows.collect()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise unreadable_table(path, error) from error
 
 
-def one_of(column: str, texts: Iterable[str]) -> dataset.Expression:
+def unreadable_table(path: Path, reason: Exception) -> ManifestError:
+    """Return the error for a table with a file that is missing or damaged."""
+    return ManifestError(
+        f"Cannot read the table {path}: {reason}. One of its files is missing or damaged; restore it from a copy, or "
+        "read an earlier version."
+    )
+
+
+def one_of(column: str, texts: Iterable[str]) -> pl.Expr:
     """Return the condition that a column holds one of some texts, of which there may be none."""
-    return dataset.field(column).isin(array(list(texts), string()))
+    return pl.col(column).is_in(pl.Series(list(texts), dtype=pl.String).implode())
 
 
 def overwrite_rows(path: Path, rows: pl.DataFrame, simulations: Sequence[str], metadata: dict[str, str]) -> None:

@@ -10,12 +10,11 @@ import h5py
 import polars as pl
 import pytest
 from deltalake import DeltaTable, write_deltalake
-from pyarrow import dataset
 
 from storage.columns import SAMPLES
 from storage.files import sha256_of
 from storage.manifest import Manifest, layout_at
-from storage.tables import table_rows
+from storage.tables import one_of, read_rows
 
 CAMELS_MINI = Path(__file__).parents[2] / "shared" / "camels_mini"
 COMMAND = Path(sys.executable).with_name("bind-data")
@@ -70,7 +69,7 @@ def damaged(root: Path) -> dict[str, str]:
     paths[1].write_bytes(content)
     paths[2].write_bytes(paths[2].read_bytes()[:1000])
     table = manifest.layout.samples_table
-    again = table_rows(table, SAMPLES).to_table().filter(dataset.field("sample_id") == twice)
+    again = read_rows(table, SAMPLES, where=one_of("sample_id", [twice]))
     DeltaTable(table).delete(f"sample_id = '{lost}'")
     write_deltalake(table, again, mode="append")
     orphan = paths[0].with_name("sim_0_halo_99999_rot_0.npz")
