@@ -37,9 +37,7 @@ _CURRENT_SIMULATIONS = """
     SELECT * FROM simulations
     QUALIFY row_number() OVER (PARTITION BY simulation ORDER BY recorded_at DESC, run_id DESC) = 1
 """
-_STRATA = pa.schema(
-    {"stratum": pa.string(), "min_mass": pa.float64(), "max_mass": pa.float64(), "rotations": pa.int32()}
-)
+_STRATA = {"stratum": pl.String, "min_mass": pl.Float64, "max_mass": pl.Float64, "rotations": pl.Int32}
 
 Value = str | int | float
 """What a parameter of a query can be."""
@@ -131,7 +129,7 @@ def _show(connection: duckdb.DuckDBPyConnection, form: TableForm, path: Path, ve
     """Show a table of the manifest to a connection, and return the files that it reads for it."""
     files, schema = table_files(path, form, version)
     if not files:
-        connection.register(form.title, pl.DataFrame(schema=schema).to_arrow(compat_level=pl.CompatLevel.oldest()))
+        connection.register(form.title, _arrow(pl.DataFrame(schema=schema)))
         return []
     try:
         rows = connection.read_parquet([str(file) for file in files])
@@ -151,7 +149,11 @@ def _strata(layout: DatasetLayout) -> pa.Table:
         {"stratum": s.name, "min_mass": s.min_mass, "max_mass": s.upper_mass, "rotations": s.rotations}
         for s in (config.strata if config is not None else ())
     ]
-    return pa.Table.from_pylist(rows, _STRATA)
+    return _arrow(pl.DataFrame(rows, schema=_STRATA))
+
+
+def _arrow(rows: pl.DataFrame) -> pa.Table:
+    return rows.to_arrow(compat_level=pl.CompatLevel.oldest())
 
 
 def _frame(answer: pa.Table) -> pl.DataFrame:
