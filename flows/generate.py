@@ -22,7 +22,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 from prefect.client.schemas.objects import State
-from prefect.states import Failed
+from prefect.states import Completed
 from prefect.task_runners import TaskRunner
 from prefect.utilities.annotations import quote
 from rich.console import Console
@@ -32,6 +32,7 @@ from bind_core.errors import BindDataError
 from bind_core.parameters import find_parameter_file, read_parameter_table
 from bind_core.plan import BlockPlan
 from flows.events import announce_samples
+from flows.outcomes import failed
 from flows.parameter_help import with_parameter_help
 from flows.runners import BlockFuture, block_runner, blocks_at_once, is_done, submit
 from storage.blocks import ScreenedSimulation
@@ -121,18 +122,17 @@ def generate_dataset(
         If the run cannot start: a wrong configuration, another one than the data set was made with, no parameter
         table.
     """
-    # A returned state shows its message on the run's first screen, where an exception would show a traceback.
     try:
         run = _Run(with_absolute_paths(config), simulations, refresh, remake)
         summary = run.execute()
         run.publish(summary)
         announce_samples(summary, run.layout)
     except BindDataError as error:
-        return Failed(message=f"{type(error).__name__}: {error}", data=error)
+        return failed(error)
     if not summary.ok:
         incomplete = IncompleteRunError(summary)
-        return Failed(message=str(incomplete), data=incomplete)
-    return summary
+        return failed(incomplete, str(incomplete))
+    return Completed(message=summary.headline, data=summary)
 
 
 def run_summary(

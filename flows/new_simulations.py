@@ -7,13 +7,14 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.states import Completed, Failed
+from prefect.states import Completed
 from prefect.utilities.annotations import quote
 
 from bind_core.config import DatasetConfig
 from bind_core.errors import BindDataError
 from flows.generate import generate_dataset
 from flows.options import recorded
+from flows.outcomes import failed, log_failure
 from flows.parameter_help import with_parameter_help
 from storage.arrivals import Arrival, ArrivedSimulation, arrivals, names
 from storage.layout import DatasetLayout
@@ -72,7 +73,7 @@ def make_new_simulations(
         manifest = open_dataset(DatasetLayout(config.output_root, config.set_name), config, refresh=refresh)
         arrived = look_for_arrivals(config, cast(Manifest, quote(manifest)), refresh)
     except BindDataError as error:
-        return Failed(message=f"{type(error).__name__}: {error}", data=error)
+        return failed(error)
     wanted = (Arrival.NEW, Arrival.CHANGED, *((Arrival.UNFINISHED,) if retry_failed else ()))
     new = names(arrived, *wanted)
     others = [simulation for simulation in arrived if simulation.arrival is not Arrival.SETTLED]
@@ -84,7 +85,10 @@ def make_new_simulations(
         )
     if not new:
         return Completed(message=_nothing_new(arrived))
-    return cast(State[RunSummary], generate_dataset(config, new, refresh, return_state=True))
+    made = cast(State[RunSummary], generate_dataset(config, new, refresh, return_state=True))
+    if not made.is_completed():
+        log_failure(made.message or made.name or "")
+    return made
 
 
 def _nothing_new(arrived: tuple[ArrivedSimulation, ...]) -> str:

@@ -5,8 +5,12 @@ from pathlib import Path
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 
+from bind_core.errors import BindDataError
 from bind_core.normalization import NormalizationStats
+from flows.outcomes import failed
 from flows.parameter_help import with_parameter_help
 from storage.layout import DatasetLayout
 from storage.manifest import layout_at
@@ -29,7 +33,7 @@ def write(stats: NormalizationStats, folder: Path) -> list[Path]:
 @with_parameter_help
 def normalize_dataset(
     dataset: Path, version: int | None = None, output: Path | None = None, threads: int = 2
-) -> list[Path]:
+) -> list[Path] | State[list[Path]]:
     """Compute the normalization statistics of a data set's train split and write them.
 
     Parameters
@@ -53,13 +57,17 @@ def normalize_dataset(
     StatisticsError
         If the train split is empty or a sample is damaged.
     """
-    layout = layout_at(dataset)
-    stats = compute(layout, version, threads)
-    files = write(stats, output or layout.statistics_folder)
-    get_run_logger().info("Statistics of %d samples in %s", stats.n_samples, files[0].parent)
+    try:
+        layout = layout_at(dataset)
+        stats = compute(layout, version, threads)
+        files = write(stats, output or layout.statistics_folder)
+    except BindDataError as error:
+        return failed(error)
     create_table_artifact(
         stats.as_rows(),
         key="normalization",
-        description=f"{stats.n_samples:,} samples, version {stats.manifest_version}",
+        description=f"{stats.n_samples:,} samples, version {stats.manifest_version}; in {files[0].parent}",
     )
-    return files
+    what = f"Statistics of {stats.n_samples:,} samples in {files[0].parent}"
+    get_run_logger().info(what)
+    return Completed(message=what, data=files)

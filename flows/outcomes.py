@@ -1,0 +1,33 @@
+"""How a flow ends, in words that a reader of the UI sees first."""
+
+from typing import Any
+
+from prefect import get_run_logger
+from prefect.client.schemas.objects import State
+from prefect.runtime import deployment
+from prefect.states import Failed
+
+from bind_core.errors import BindDataError
+
+
+def failed(error: BindDataError, message: str = "") -> State[Any]:
+    """Return the state of a run that failed.
+
+    A returned state shows its message on the run's page, where an exception would show a traceback.
+
+    Parameters
+    ----------
+    error : BindDataError
+        What whoever called the flow gets raised.
+    message : str
+        What to show; by default the error with its type.
+    """
+    message = message or f"{type(error).__name__}: {error}"
+    log_failure(message)
+    return Failed(message=message, data=error)
+
+
+def log_failure(message: str) -> None:
+    """Put the cause into the run's log, if it is that of a deployment: at a terminal the command says it."""
+    if deployment.id is not None:
+        get_run_logger().error(message)
