@@ -55,6 +55,7 @@ from tasks.selection import select_targets
 from tasks.validation import validate_block
 
 _POLL = 0.5
+_GRACE = 15.0
 _ARTIFACT_INTERVAL = 2.0
 _ARTIFACT_PICTURE = (1600, 1600)
 
@@ -266,8 +267,12 @@ class _Run:
             self.progress.finish_simulation(outcome.work.files.name, len(outcome.work.to_make))
 
     def _stop_jobs(self) -> None:
-        for block in self.running:
-            write_bytes(block.folder / STOP_FILE, b"")
+        """Have all jobs end, and wait for it as long as they may take, so that none outlives the run."""
+        for folder in self.folder.glob("block_*"):  # not all need be among the running yet
+            write_bytes(folder / STOP_FILE, b"")
+        deadline = time.monotonic() + _GRACE
+        while time.monotonic() < deadline and not all(is_done(block.future) for block in self.running):
+            time.sleep(_POLL)
 
     def publish(self, summary: RunSummary) -> None:
         """Leave the summary and the contact sheet as artifacts, and the sheet as a file."""
