@@ -1,7 +1,7 @@
 """What an audit works from: the rows of one version, the configuration, and the suite as far as it is in reach."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -15,6 +15,7 @@ from bind_core.parameters import ParameterTable, find_parameter_file, read_param
 from bind_core.splits import split_of
 from bind_core.suite import discover_simulations, find_simulation, natural_order, simulation_number
 from storage.layout import DatasetLayout
+from storage.workload import Comparison, SimulationWork
 
 CENTRE = ("halo_center_x", "halo_center_y", "halo_center_z")
 
@@ -49,6 +50,8 @@ class SuiteRecord:
     halos: pl.DataFrame
     """``simulation``, ``halo``, ``halo_mass`` (Msun/h), ``halo_center_x``, … (Mpc/h) of every halo above the lowest
     stratum's limit, and of every other one that has samples."""
+    works: dict[str, SimulationWork] = field(default_factory=dict)
+    """What a run would do for each simulation; empty unless it was asked for."""
 
     @cached_property
     def planned_samples(self) -> pl.DataFrame:
@@ -119,8 +122,8 @@ class Evidence:
         return pl.DataFrame(rows, schema=_EXPECTED, orient="row")
 
 
-def read_suite(config: DatasetConfig, samples: pl.DataFrame) -> SuiteRecord:
-    """Read the halo catalogues of a suite.
+def read_suite(config: DatasetConfig, samples: pl.DataFrame, comparison: Comparison | None = None) -> SuiteRecord:
+    """Read the halo catalogues of a suite, each of them once.
 
     Parameters
     ----------
@@ -128,6 +131,8 @@ def read_suite(config: DatasetConfig, samples: pl.DataFrame) -> SuiteRecord:
         Gives the folders and the strata.
     samples : DataFrame
         Rows of the samples whose haloes are to be looked up.
+    comparison : Comparison, optional
+        Tells what a run would do for each simulation, while its catalogue is at hand.
 
     Raises
     ------
@@ -139,12 +144,17 @@ def read_suite(config: DatasetConfig, samples: pl.DataFrame) -> SuiteRecord:
         name: np.array(halos, dtype=np.int64)
         for name, halos in samples.group_by("simulation").agg(pl.col("halo").unique().drop_nulls()).iter_rows()
     }
-    planned, halos, unreadable = [], [], {}
+    planned, halos, unreadable, works = [], [], {}, {}
     for name in names:
+        files = find_simulation(name, config)
+        catalogue = None
         try:
-            catalogue = read_catalogue(find_simulation(name, config).catalogue.files)
+            catalogue = read_catalogue(files.catalogue.files)
         except CatalogueError as error:
             unreadable[name] = str(error)
+        if comparison is not None:
+            works[name] = comparison.work_of(files, catalogue)
+        if catalogue is None:
             continue
         planned += [
             (name, halo.index, stratum.name, stratum.rotations, halo.ordinal)
@@ -157,6 +167,7 @@ def read_suite(config: DatasetConfig, samples: pl.DataFrame) -> SuiteRecord:
         unreadable,
         pl.DataFrame(planned, schema=_PLANNED, orient="row"),
         pl.concat([pl.DataFrame(schema=_HALOS), *halos]),
+        works,
     )
 
 

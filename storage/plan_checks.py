@@ -7,7 +7,7 @@ import polars as pl
 from bind_core.findings import Severity
 from storage.audit_result import AuditCode
 from storage.checklist import OFFENDER_SCHEMA, SIMULATION_QUERY, Checklist, Offenders
-from storage.evidence import Evidence
+from storage.evidence import Evidence, SuiteRecord
 from storage.manifest import Manifest
 from storage.staleness import Cause
 from storage.workload import Workload, compare
@@ -30,7 +30,7 @@ def check_plan(evidence: Evidence, checklist: Checklist) -> Workload | None:
         checklist.skip(complete, why)
         checklist.skip(current, why)
         return None
-    workload = compare(evidence.config, Manifest(evidence.layout), evidence.known_simulations)
+    workload = _workload(evidence, evidence.suite)
     unreadable = len(evidence.suite.unreadable)
     planned = sum(len(work.predicted) for work in workload.simulations)
     checklist.record(
@@ -65,6 +65,16 @@ def check_plan(evidence: Evidence, checklist: Checklist) -> Workload | None:
         ),
     )
     return workload
+
+
+def _workload(evidence: Evidence, suite: SuiteRecord) -> Workload:
+    """Return what a run would do, also for simulations that have samples and no folder any more."""
+    gone = [name for name in evidence.known_simulations if name not in suite.works]
+    works = dict(suite.works)
+    if gone:
+        compared = compare(evidence.config, Manifest(evidence.layout), gone)
+        works |= {work.files.name: work for work in compared.simulations}
+    return Workload(tuple(works[name] for name in evidence.known_simulations))
 
 
 def _per_simulation(rows: Iterable[tuple[str, str, str]]) -> pl.DataFrame:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bind_core.config import DatasetConfig
 from bind_core.errors import CatalogueError, ConfigurationError, ParameterTableError
-from bind_core.halos import read_catalogue
+from bind_core.halos import HaloCatalogue, read_catalogue
 from bind_core.parameters import ParameterTable, find_parameter_file, read_parameter_table
 from bind_core.plan import PredictedSamples, Target, in_blocks, predicted_samples, sample_id
 from bind_core.suite import SimulationFiles, discover_simulations, find_simulation, natural_order
@@ -186,7 +186,7 @@ def compare(
 
     Unlike `plan_workload`, it takes input that is out of reach for input whose catalogues cannot be read.
     """
-    record = _Record(manifest, config, refresh, remake)
+    record = Comparison(manifest, config, refresh=refresh, remake=remake)
     names = sorted(set(simulations), key=natural_order)
     return Workload(tuple(record.work(find_simulation(name, config)) for name in names))
 
@@ -200,10 +200,27 @@ def recorded_statuses(manifest: Manifest) -> dict[str, SimulationStatus]:
     }
 
 
-class _Record:
-    """What the manifest says, ready to be compared simulation by simulation."""
+class Comparison:
+    """What the manifest says, ready to be compared simulation by simulation with what a configuration asks for.
 
-    def __init__(self, manifest: Manifest, config: DatasetConfig, refresh: bool, remake: frozenset[str]) -> None:
+    Parameters
+    ----------
+    manifest : Manifest
+        The record.
+    config : DatasetConfig
+        Gives the strata.
+    refresh, remake
+        As in `plan_workload`.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        config: DatasetConfig,
+        *,
+        refresh: bool = False,
+        remake: frozenset[str] = frozenset(),
+    ) -> None:
         self.config = config
         self.refresh = refresh
         self.remake = remake
@@ -213,11 +230,18 @@ class _Record:
         self.table = _parameter_table(config)
 
     def work(self, files: SimulationFiles) -> SimulationWork:
-        recorded = [from_json(text) for text in self.inputs.get(files.name, [])]
-        inputs = describe_inputs(files, self.table, recorded)
+        """Return what a run would do for a simulation, by its catalogue, which is read."""
         try:
             catalogue = read_catalogue(files.catalogue.files)
         except CatalogueError:
+            catalogue = None
+        return self.work_of(files, catalogue)
+
+    def work_of(self, files: SimulationFiles, catalogue: HaloCatalogue | None) -> SimulationWork:
+        """Return what a run would do for a simulation; its catalogue is None where it cannot be read."""
+        recorded = [from_json(text) for text in self.inputs.get(files.name, [])]
+        inputs = describe_inputs(files, self.table, recorded)
+        if catalogue is None:
             reason = Reason.CATALOGUE_UNREADABLE if has_any_file(files) else Reason.ABSENT
             nothing = PredictedSamples(files.name, files.number, self.config)
             return SimulationWork(files, nothing, frozenset(), (), (), frozenset(), inputs, reason)
