@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from bind_core.backends import Backend
 from bind_core.errors import ConfigurationError
-from bind_core.runners import DaskSettings, RunnerName, SlurmWorkers
+from bind_core.runners import DaskSettings, RunnerName
 from bind_core.slurm_jobs import SlurmJobSettings
 from bind_core.windows import Windows
 
@@ -192,7 +192,9 @@ class DatasetConfig(BaseModel):
         description="Who starts the MPI job of a block. mpiexec: that of the installed MPI, on this machine; srun: "
         "SLURM's, in the allocation that the run was started in; sbatch: a SLURM job of its own for each block.",
     )
-    slurm_job: SlurmJobSettings = Field(SlurmJobSettings(), description="The jobs of launcher: sbatch.")
+    slurm_job: SlurmJobSettings = Field(
+        SlurmJobSettings(), description="The jobs of launcher: sbatch and of dask.slurm."
+    )
     ranks: int = Field(2, ge=1, le=4096, description="MPI ranks per block.")
     simulations_per_block: int = Field(4, ge=1, description="Simulations per block, i.e. per MPI job and commit.")
     concurrent_blocks: int = Field(
@@ -243,6 +245,8 @@ class DatasetConfig(BaseModel):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         _ = self.windows
+        if self.dask.slurm and self.slurm_job.nodes > 1:
+            raise ValueError(f"dask.slurm: a worker is on one node, but slurm_job.nodes is {self.slurm_job.nodes}")
         if self.split is SplitPolicy.SHUFFLE and self.total_simulations is None:
             raise ValueError("split: shuffle needs total_simulations, the number that the older run was made with")
         return self
@@ -396,7 +400,6 @@ def _model_of(setting: tuple[int | str, ...]) -> type[BaseModel]:
     groups: dict[int | str, type[BaseModel]] = {
         "strata": Stratum,
         "dask": DaskSettings,
-        "slurm": SlurmWorkers,
         "slurm_job": SlurmJobSettings,
     }
     return next((groups[name] for name in reversed(setting[:-1]) if name in groups), DatasetConfig)

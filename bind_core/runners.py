@@ -18,40 +18,11 @@ class RunnerName(StrEnum):
     """The workers of a Dask cluster, on their machines."""
 
 
-# A form calls a setting as the YAML file does, and not by a title made of its name.
-_MODEL = ConfigDict(frozen=True, extra="forbid", field_title_generator=lambda name, _: name)
-
-
-class SlurmWorkers(BaseModel):
-    """The SLURM jobs that a run submits: one worker of Dask each, with one core per MPI rank."""
-
-    model_config = _MODEL
-
-    partition: str | None = Field(None, min_length=1, description="Partition; if empty, the cluster's default.")
-    account: str | None = Field(None, min_length=1, description="Account to charge; if empty, yours.")
-    walltime: str = Field(
-        "12:00:00",
-        pattern=r"^(\d+-)?\d{1,2}:\d{2}:\d{2}$",
-        description="Longest time that a job may take, [days-]hours:minutes:seconds.",
-    )
-    memory: str = Field(
-        "32GiB", pattern=r"^\d+(\.\d+)? ?[KMGT]i?B$", description="Memory of a job, such as 32GiB: that of one block."
-    )
-    directives: tuple[str, ...] = Field(
-        (), description="Further options of sbatch, such as --constraint=icelake; one an entry."
-    )
-    prologue: tuple[str, ...] = Field(
-        (), description="Shell commands that a job begins with, such as module load openmpi; one an entry."
-    )
-    interface: str | None = Field(
-        None, min_length=1, description="Network interface that the nodes reach each other by, such as ib0."
-    )
-
-
 class DaskSettings(BaseModel):
     """The Dask cluster of `runner: dask`: on this machine, unless an address or SLURM is given."""
 
-    model_config = _MODEL
+    # A form calls a setting as the YAML file does, and not by a title made of its name.
+    model_config = ConfigDict(frozen=True, extra="forbid", field_title_generator=lambda name, _: name)
 
     workers: int = Field(
         2, ge=1, le=4096, description="Workers of the cluster; as many blocks are worked on at the same time."
@@ -61,10 +32,17 @@ class DaskSettings(BaseModel):
         pattern=r"^(tcp|tls|ws|wss)://[^/\s]+:\d+$",
         description="Scheduler of a cluster that is running already, such as tcp://node7:8786.",
     )
-    slurm: SlurmWorkers | None = Field(None, description="Submit the workers as SLURM jobs.")
+    slurm: bool = Field(
+        False, description="Submit each worker as a SLURM job, which asks for what slurm_job says, for one block."
+    )
+    interface: str | None = Field(
+        None,
+        pattern=r"^[\w.:@-]+$",
+        description="Network interface that workers of slurm are reached by, such as ib0; if empty, the host's own.",
+    )
 
     @model_validator(mode="after")
     def _is_one_cluster(self) -> Self:
-        if self.address is not None and self.slurm is not None:
+        if self.address is not None and self.slurm:
             raise ValueError("address and slurm exclude each other: a run has one cluster")
         return self

@@ -31,12 +31,13 @@ from prefect_dask import DaskTaskRunner
 
 from bind_core.config import DatasetConfig
 from bind_core.errors import BindDataError
-from bind_core.runners import DaskSettings, RunnerName, SlurmWorkers
+from bind_core.runners import DaskSettings, RunnerName
 
 BlockFuture = PrefectWrappedFuture[Any, Any]
 
 _PRELOAD = "flows.dask_worker"
 _ANY_PORT = ":0"
+_WORKER_MEMORY = "1GiB"
 
 
 class RunnerError(BindDataError):
@@ -95,31 +96,33 @@ def is_done(future: BlockFuture) -> bool:
     return bool(future.wrapped_future.done())
 
 
-def slurm_options(workers: SlurmWorkers, ranks: int, folder: Path) -> dict[str, Any]:
+def slurm_options(config: DatasetConfig, folder: Path) -> dict[str, Any]:
     """Return the options of `dask_jobqueue.SLURMCluster` for jobs of one worker, which works on one block at a time.
 
     Parameters
     ----------
-    workers : SlurmWorkers
-        The settings.
-    ranks : int
-        MPI ranks of a block: the cores of a job.
+    config : DatasetConfig
+        What a job asks for: cores for the ranks of a block, and the rest of `slurm_job`.
     folder : Path
         For the jobs' logs.
     """
+    job = config.slurm_job
     return {
-        "cores": 1,
+        "cores": 1,  # threads of the worker
         "processes": 1,
-        "job_cpu": ranks,
-        "memory": workers.memory,
-        "queue": workers.partition,
-        "account": workers.account,
-        "walltime": workers.walltime,
-        "interface": workers.interface,
-        "job_extra_directives": list(workers.directives),
-        "job_script_prologue": list(workers.prologue),
+        "memory": _WORKER_MEMORY,  # must be given, but the next line overrules it: a job's memory is for SLURM to watch
+        "worker_extra_args": ["--memory-limit", "0", "--preload", _PRELOAD],
+        "job_cpu": config.ranks * job.cpus_per_rank,
+        "job_mem": job.memory,
+        "job_directives_skip": [] if job.memory else ["--mem="],
+        "queue": job.partition,
+        "account": job.account,
+        "walltime": job.time_limit,
+        "interface": config.dask.interface,
+        # Dask submits lost jobs anew itself.
+        "job_extra_directives": ["--no-requeue", *job.options],
+        "job_name": "bind-data",
         "log_directory": str(folder),
-        "worker_extra_args": ["--preload", _PRELOAD],
         "scheduler_options": {"dashboard_address": _ANY_PORT},
     }
 
@@ -128,10 +131,10 @@ def _dask_runner(config: DatasetConfig, folder: Path) -> DaskTaskRunner:
     settings = config.dask
     if settings.address is not None:
         return DaskTaskRunner(address=settings.address)
-    if settings.slurm is not None:
+    if settings.slurm:
         return DaskTaskRunner(
             cluster_class=_slurm_cluster(),
-            cluster_kwargs=slurm_options(settings.slurm, config.ranks, folder),
+            cluster_kwargs=slurm_options(config, folder),
             # Other than a fixed number, this has jobs submitted anew that have come to their time limit or died.
             adapt_kwargs={"minimum_jobs": settings.workers, "maximum_jobs": settings.workers},
         )
@@ -166,7 +169,7 @@ def _server_for_workers(settings: DaskSettings) -> str:
     """Return the address of the flow's Prefect server, if workers on other machines can reach it too."""
     with get_client(sync_client=True) as client:
         url = str(client.api_url)
-    local = settings.slurm is None and (settings.address is None or _is_loopback(settings.address))
+    local = not settings.slurm and (settings.address is None or _is_loopback(settings.address))
     if not local and _is_loopback(url):
         raise RunnerError(
             f"The Dask workers run on other machines, which cannot reach the Prefect server at {url}. Start one with "

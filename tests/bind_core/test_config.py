@@ -176,11 +176,10 @@ ELSEWHERE = {
     [
         ({"workers": 0}, ("dask.workers", "found 0")),
         ({"address": "node7"}, ("dask.address", "found 'node7'")),
-        ({"slurm": {"walltime": "2 hours"}}, ("dask.slurm.walltime", "found '2 hours'")),
-        ({"slurm": {"memory": "32"}}, ("dask.slurm.memory", "found '32'")),
-        ({"slurm": {"queue": "long"}}, ("dask.slurm.queue", "known settings are partition, account")),
-        ({"nodes": 2}, ("dask.nodes", "known settings are workers, address, slurm")),
-        ({"address": "tcp://node7:8786", "slurm": {}}, ("dask:", "exclude each other")),
+        ({"slurm": "often"}, ("dask.slurm", "found 'often'")),
+        ({"interface": "ib0 --help"}, ("dask.interface", "found 'ib0 --help'")),
+        ({"nodes": 2}, ("dask.nodes", "known settings are workers, address, slurm, interface")),
+        ({"address": "tcp://node7:8786", "slurm": True}, ("dask:", "exclude each other")),
     ],
 )
 def test_a_cluster_that_cannot_be_is_refused(dask, said):
@@ -188,6 +187,8 @@ def test_a_cluster_that_cannot_be_is_refused(dask, said):
     with pytest.raises(ConfigurationError) as caught:
         config(dask=dask)
     assert all(words in str(caught.value) for words in said)
+    with pytest.raises(ConfigurationError, match="one node"):
+        config(dask={"slurm": True}, slurm_job={"nodes": 2})
 
 
 @pytest.mark.parametrize("name", CONTENT)
