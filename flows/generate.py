@@ -15,7 +15,6 @@ from uuid import UUID
 from PIL import Image
 from prefect import flow, get_run_logger
 from prefect.artifacts import (
-    create_image_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
@@ -287,10 +286,11 @@ class _Run:
             sheet = sheet_of_dataset(self.layout, self.config.windows)
             if sheet is not None:
                 write_bytes(self.layout.contact_sheet_file, sheet)
-                create_image_artifact(
-                    _inline_picture(sheet),
+                # The page of an image artifact spells out its address, which is the picture.
+                create_markdown_artifact(
+                    f"![The heaviest haloes]({_inline_picture(sheet)})\n\nAlso in `{self.layout.contact_sheet_file}`",
                     key="contact-sheet",
-                    description=f"Also in {self.layout.contact_sheet_file}",
+                    description="What the heaviest haloes of the data set look like",
                 )
 
 

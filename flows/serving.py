@@ -65,6 +65,7 @@ class Platform:
             "PREFECT_HOME": str(self.folder / "prefect"),
             "PREFECT_API_URL": f"{self.url}/api",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
             "DO_NOT_TRACK": "1",
         }
 
