@@ -3,6 +3,9 @@
 Knows no Prefect. Imported by the first rank only: the others need neither the manifest nor its libraries.
 """
 
+from importlib import import_module
+from threading import Thread
+
 from mpi4py import MPI
 from rich.console import Console
 
@@ -16,6 +19,7 @@ from storage.layout import DatasetLayout
 from storage.manifest import Manifest, open_dataset
 from storage.preparation import prepare_root
 from storage.recording import commit_outcomes, new_run_id
+from storage.replacement import staging_kept
 from storage.results import SimulationResult
 from storage.summary import RunSummary, summarise
 from storage.summary_table import print_summary
@@ -78,7 +82,7 @@ class BatchRun:
         workload = plan_workload(self.config, manifest, names, refresh=self.refresh)
         if dry_run:
             return self._print_plan(workload, skipped)
-        made = self._make(workload, manifest) if workload.outstanding else {}
+        made = self._make_as_asked(workload, manifest) if workload.outstanding else {}
         return self._summary(manifest, plan_workload(self.config, manifest, names), made, skipped)
 
     def _names(self) -> tuple[list[str] | None, tuple[str, ...]]:
@@ -98,11 +102,19 @@ class BatchRun:
             )
         return present, tuple(name for name in names if name not in set(present))
 
+    def _make_as_asked(self, workload: Workload, manifest: Manifest) -> dict[str, int]:
+        if not self.refresh:
+            return self._make(workload, manifest)
+        with staging_kept(self.layout, self.run_id):
+            return self._make(workload, manifest)
+
     def _make(self, workload: Workload, manifest: Manifest) -> dict[str, int]:
         prepare_root(self.layout.root)
         manifest.finish_interrupted()
         table = read_parameter_table(find_parameter_file(self.config))
         made: dict[str, int] = {}
+        # What checks the rows takes long to import, and is needed only when the first block is done.
+        Thread(target=import_module, args=("storage.schemas",)).start()
         with RunProgress(workload.samples, self.console) as progress:
             for number, block in enumerate(workload.blocks(self.config.simulations_per_block)):
                 screened = screen_block(block, self.config, table)
