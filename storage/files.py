@@ -9,7 +9,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, BinaryIO, Self
 
@@ -134,6 +134,81 @@ def remove_stale_temporaries(folder: Path) -> list[Path]:
         return []
     temporaries = sorted(entry for entry in folder.iterdir() if is_temporary(entry) and entry.is_file())
     return [temporary for temporary in temporaries if _removed_if_stale(temporary)]
+
+
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Let only one process, on any host, do at a time what is done in this context; the others wait.
+
+    On a file system without locks, nobody waits.
+
+    Parameters
+    ----------
+    path : Path
+        A file that is there for this alone; made if it is missing.
+
+    Raises
+    ------
+    OSError
+        If it cannot be made or opened for writing.
+    """
+    with _opened(path) as stream:
+        with _missing_locks_ignored():
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold a file, as any number of processes may at a time, so that `is_held` tells that one of them is alive.
+
+    The last one removes it.
+
+    Parameters
+    ----------
+    path : Path
+        A file that is there for this alone; made if it is missing.
+
+    Raises
+    ------
+    OSError
+        If it cannot be made or opened for writing.
+    """
+    with _opened(path) as stream:
+        with _missing_locks_ignored():
+            fcntl.flock(stream, fcntl.LOCK_SH)
+        try:
+            yield
+        finally:
+            if _lock(stream) is not False:
+                path.unlink(missing_ok=True)
+
+
+def is_held(path: Path) -> bool:
+    """Whether a living process is in the context `held` of a file; on a file system without locks, since a day ago."""
+    try:
+        with path.open("r+b") as stream:
+            locked = _lock(stream)
+            return time.time() - os.fstat(stream.fileno()).st_mtime < _LEFT_BEHIND if locked is None else not locked
+    except FileNotFoundError:
+        return False
+
+
+def _opened(path: Path) -> IO[bytes]:
+    while True:
+        make_folder(path.parent)
+        with suppress(FileNotFoundError):  # the folder was empty, and somebody has removed it
+            return path.open("a+b")
+
+
+@contextmanager
+def _missing_locks_ignored() -> Iterator[None]:
+    """Go on where the file system knows no locks."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
 
 
 @contextmanager

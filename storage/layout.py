@@ -110,6 +110,11 @@ class DatasetLayout:
         return self.root / ".work"
 
     @property
+    def commit_lock(self) -> Path:
+        """File that is locked by whoever commits."""
+        return self.work_folder / "commit.lock"
+
+    @property
     def staging_folder(self) -> Path:
         """Samples that were made anew and wait for their rows to be committed."""
         return self.root / ".staged"

@@ -21,7 +21,7 @@ from bind_core.config import DatasetConfig
 from bind_core.errors import BindDataError
 from storage.columns import SAMPLES, SIMULATIONS, ManifestError, TableForm
 from storage.compaction import keep_compact
-from storage.files import sha256_of, write_bytes
+from storage.files import one_at_a_time, sha256_of, write_bytes
 from storage.layout import DatasetLayout
 from storage.replacement import NewFile, OldFile, Replacement, announce, finish, finish_interrupted, unfinished
 from storage.tables import (
@@ -212,11 +212,23 @@ class Manifest:
         if attempts.is_empty():
             raise ManifestError("A commit needs at least one row for the table 'simulations', but got none.")
         new = None if samples is None or samples.is_empty() else self._checked(samples, SAMPLES, run_id)
+        # Of two first commits, and of two that replace rows, the Delta library would refuse one.
+        with one_at_a_time(self.layout.commit_lock):
+            return self._commit(new, attempts, frozenset(replaced), staged, metadata)
+
+    def _commit(
+        self,
+        new: pl.DataFrame | None,
+        attempts: pl.DataFrame,
+        replaced: frozenset[str],
+        staged: Mapping[str, str],
+        metadata: dict[str, str],
+    ) -> int:
         if new is not None:
-            self._refuse_existing(new, frozenset(replaced))
+            self._refuse_existing(new, replaced)
         self._record_configuration()
         if replaced:
-            self._replace(new, frozenset(replaced), staged, metadata)
+            self._replace(new, replaced, staged, metadata)
         elif new is not None:
             append_rows(self.layout.samples_table, new, metadata | {"samples_added": str(new.height)})
         version = self.version
@@ -239,6 +251,10 @@ class Manifest:
             If the manifest was opened for reading, or cannot be written.
         """
         metadata = self._metadata(run_id, "repair")
+        with one_at_a_time(self.layout.commit_lock):
+            return self._remove_duplicates(metadata)
+
+    def _remove_duplicates(self, metadata: dict[str, str]) -> int:
         samples = self.samples()
         twice = samples.filter(pl.col("sample_id").is_duplicated())
         if twice.is_empty():
@@ -259,11 +275,11 @@ class Manifest:
             return False
 
     def finish_interrupted(self) -> list[str]:
-        """Put the files of rows that a killed run has committed into their places; return these runs.
-
-        Call it only where no other process is writing.
-        """
-        return finish_interrupted(self.layout, self.run_of_samples)
+        """Put the files of rows that killed runs have committed into their places; return these runs."""
+        if not self.layout.staging_folder.is_dir():
+            return []
+        with one_at_a_time(self.layout.commit_lock):
+            return finish_interrupted(self.layout, self.run_of_samples)
 
     def unfinished(self) -> list[Replacement]:
         """Return what killed runs, or one at work, have committed whose files are not all in their places."""

@@ -10,14 +10,17 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from storage.files import flush_folder, make_folder, sha256_of, write_bytes
+from storage.files import flush_folder, held, is_held, make_folder, sha256_of, write_bytes
 from storage.layout import DatasetLayout
+
+_JOURNALS = "*.json"
+_LOCK = "lock"
 
 Committed = Callable[[Sequence[str]], dict[str, str]]
 """Returns the run of each committed sample among the ids that it is given."""
@@ -72,12 +75,12 @@ class Replacement:
 
 def staged_path(layout: DatasetLayout, run_id: str, path: Path) -> Path:
     """Return where a run writes the file that will replace another one."""
-    return layout.staging_folder / run_id / layout.relative(path)
+    return _staging_folder(layout, run_id) / layout.relative(path)
 
 
 def announce(layout: DatasetLayout, replacement: Replacement) -> Path:
     """Write down what is about to be committed, so that another run can finish it; return the journal's file."""
-    journal = layout.staging_folder / replacement.run_id / f"{secrets.token_hex(8)}.json"
+    journal = _staging_folder(layout, replacement.run_id) / f"{secrets.token_hex(8)}.json"
     write_bytes(journal, replacement.to_json().encode())
     return journal
 
@@ -116,7 +119,7 @@ def finish(layout: DatasetLayout, replacement: Replacement, journal: Path) -> No
     for folder in filter(Path.is_dir, folders):
         flush_folder(folder)
     journal.unlink(missing_ok=True)
-    _remove_empty(layout.staging_folder)
+    _remove_empty(_staging_folder(layout, replacement.run_id))
 
 
 def unfinished(layout: DatasetLayout, committed_by: Committed) -> list[Replacement]:
@@ -130,7 +133,7 @@ def unfinished(layout: DatasetLayout, committed_by: Committed) -> list[Replaceme
         As in `finish_interrupted`.
     """
     found = []
-    for journal in _journals(layout):
+    for journal in sorted(layout.staging_folder.glob(f"*/{_JOURNALS}")):
         try:
             replacement = Replacement.from_json(journal.read_text(encoding="utf-8"))
         except FileNotFoundError:  # its run has finished meanwhile
@@ -143,7 +146,7 @@ def unfinished(layout: DatasetLayout, committed_by: Committed) -> list[Replaceme
 def finish_interrupted(layout: DatasetLayout, committed_by: Committed) -> list[str]:
     """Finish what killed runs have committed, and drop what they have not.
 
-    Call it only where no other process is writing.
+    Runs that are at work, which `staging_kept` tells, are left alone.
 
     Parameters
     ----------
@@ -158,17 +161,38 @@ def finish_interrupted(layout: DatasetLayout, committed_by: Committed) -> list[s
         The runs whose commits were finished.
     """
     finished = []
-    for journal in _journals(layout):
-        replacement = Replacement.from_json(journal.read_text(encoding="utf-8"))
-        if _committed(replacement, committed_by):
-            finish(layout, replacement, journal)
-            finished.append(replacement.run_id)
-    shutil.rmtree(layout.staging_folder, ignore_errors=True)
+    for folder in sorted(layout.staging_folder.glob("*")):
+        if is_held(folder / _LOCK):
+            continue
+        for journal in sorted(folder.glob(_JOURNALS)):
+            replacement = Replacement.from_json(journal.read_text(encoding="utf-8"))
+            if _committed(replacement, committed_by):
+                finish(layout, replacement, journal)
+                finished.append(replacement.run_id)
+        shutil.rmtree(folder, ignore_errors=True)
+    _remove_empty(layout.staging_folder)
     return finished
 
 
-def _journals(layout: DatasetLayout) -> list[Path]:
-    return sorted(layout.staging_folder.glob("*/*.json"))
+@contextmanager
+def staging_kept(layout: DatasetLayout, run_id: str) -> Iterator[None]:
+    """Keep other runs from taking what this one stages for a killed run's; its processes may do so at the same time.
+
+    Parameters
+    ----------
+    layout : DatasetLayout
+        The data set.
+    run_id : str
+        The run.
+    """
+    folder = _staging_folder(layout, run_id)
+    with held(folder / _LOCK):
+        yield
+    _remove_empty(folder)
+
+
+def _staging_folder(layout: DatasetLayout, run_id: str) -> Path:
+    return layout.staging_folder / run_id
 
 
 def _committed(replacement: Replacement, committed_by: Committed) -> bool:
@@ -179,10 +203,11 @@ def _committed(replacement: Replacement, committed_by: Committed) -> bool:
 
 
 def _remove_empty(folder: Path) -> None:
-    """Remove a folder and all below it that hold no file."""
-    for path, _, _ in sorted(os.walk(folder), reverse=True):
+    """Remove a folder, all below it and the one that it lies in, as far as they hold no file."""
+    below = sorted((Path(path) for path, _, _ in os.walk(folder)), reverse=True)
+    for path in (*below, folder.parent):
         with suppress(OSError):
-            os.rmdir(path)  # noqa: PTH106
+            path.rmdir()
 
 
 def _keep(path: Path, kept: Path) -> None:

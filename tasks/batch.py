@@ -6,6 +6,8 @@ Knows no Prefect. Imported by the first rank only: the others need neither the m
 from importlib import import_module
 from threading import Thread
 
+from contextlib import nullcontext
+
 from mpi4py import MPI
 from rich.console import Console
 
@@ -82,7 +84,7 @@ class BatchRun:
         workload = plan_workload(self.config, manifest, names, refresh=self.refresh)
         if dry_run:
             return self._print_plan(workload, skipped)
-        made = self._make_as_asked(workload, manifest) if workload.outstanding else {}
+        made = self._make(workload, manifest) if workload.outstanding else {}
         return self._summary(manifest, plan_workload(self.config, manifest, names), made, skipped)
 
     def _names(self) -> tuple[list[str] | None, tuple[str, ...]]:
@@ -102,12 +104,6 @@ class BatchRun:
             )
         return present, tuple(name for name in names if name not in set(present))
 
-    def _make_as_asked(self, workload: Workload, manifest: Manifest) -> dict[str, int]:
-        if not self.refresh:
-            return self._make(workload, manifest)
-        with staging_kept(self.layout, self.run_id):
-            return self._make(workload, manifest)
-
     def _make(self, workload: Workload, manifest: Manifest) -> dict[str, int]:
         prepare_root(self.layout.root)
         manifest.finish_interrupted()
@@ -115,7 +111,8 @@ class BatchRun:
         made: dict[str, int] = {}
         # What checks the rows takes long to import, and is needed only when the first block is done.
         Thread(target=import_module, args=("storage.schemas",)).start()
-        with RunProgress(workload.samples, self.console) as progress:
+        staging = staging_kept(self.layout, self.run_id) if self.refresh else nullcontext()
+        with RunProgress(workload.samples, self.console) as progress, staging:
             for number, block in enumerate(workload.blocks(self.config.simulations_per_block)):
                 screened = screen_block(block, self.config, table)
                 plan = plan_block(screened, self.config, self.run_id, number)
