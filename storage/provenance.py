@@ -1,16 +1,14 @@
 """The inputs of a simulation as the manifest records them, and how those of now differ from them."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 
-from bind_core.config import DatasetConfig
 from bind_core.digests import parameters_digest
-from bind_core.errors import SnapshotError
-from bind_core.inputs import inputs_digest, read_snapshot_digest
+from bind_core.inputs import inputs_digest
 from bind_core.parameters import ParameterTable
 from bind_core.suite import Role, SimulationFiles
 from storage.files import sha256_of
@@ -96,7 +94,9 @@ def with_snapshot_digests(inputs: Inputs, digests: Mapping[str, str]) -> Inputs:
     return tuple(replace(file, digest=found.get(file.path, file.digest)) for file in inputs)
 
 
-def with_touched_read(inputs: Inputs, known: Sequence[Inputs], config: DatasetConfig, *, unrecorded: bool) -> Inputs:
+def with_touched_read(
+    inputs: Inputs, known: Sequence[Inputs], digest_of: Callable[[InputFile], str | None], *, unrecorded: bool
+) -> Inputs:
     """Read the snapshots of which only their content tells whether they have changed.
 
     These are the files of the size of a recorded one and another time of modification. A file of another size has
@@ -106,8 +106,8 @@ def with_touched_read(inputs: Inputs, known: Sequence[Inputs], config: DatasetCo
     ----------
     inputs, known : Inputs
         Of now and of earlier, as in `describe_inputs`.
-    config : DatasetConfig
-        Its policies decide what is read.
+    digest_of : callable
+        Returns the digest of a snapshot file, or None where it cannot be read.
     unrecorded : bool
         Whether samples were made of inputs that are not among `known`, as a run leaves them that was killed between
         its two commits: then every file is read of which the content is not known.
@@ -117,10 +117,7 @@ def with_touched_read(inputs: Inputs, known: Sequence[Inputs], config: DatasetCo
         digest = file.digest
         sizes = {found.bytes for found in _at(known, file.role, position) if found.digest}
         if digest is None and file.bytes is not None and (unrecorded or file.bytes in sizes):
-            try:
-                digest = read_snapshot_digest(Path(file.path), Role(file.role), config)
-            except SnapshotError:
-                digest = None  # it is another file now, in any case
+            digest = digest_of(file)
         result.append(replace(file, digest=digest))
     return tuple(result)
 

@@ -16,6 +16,7 @@ from bind_core.parameters import ParameterTable, find_parameter_file, read_param
 from bind_core.plan import PredictedSamples, Target, in_blocks, predicted_samples, sample_id
 from bind_core.suite import SimulationFiles, discover_simulations, find_simulation, natural_order
 from storage.columns import SimulationStatus
+from storage.digest_memory import SnapshotDigests
 from storage.manifest import Manifest
 from storage.preparation import is_folder
 from storage.provenance import (
@@ -228,6 +229,7 @@ class Comparison:
         self.alike = manifest.samples_made_alike().partition_by("simulation", as_dict=True)
         self.inputs: Mapping[str, list[str]] = _recorded_inputs(manifest)
         self.table = _parameter_table(config)
+        self.digests = SnapshotDigests(manifest.layout, config)
 
     def work(self, files: SimulationFiles) -> SimulationWork:
         """Return what a run would do for a simulation, by its catalogue, which is read."""
@@ -253,7 +255,7 @@ class Comparison:
             committed = _packed(alike["halo"].explode(), alike["rotation"].explode())
             on_record = {digest_of_inputs(earlier) for earlier in recorded}
             unrecorded = not on_record.issuperset(alike["inputs_digest"])
-            inputs = with_touched_read(inputs, recorded, self.config, unrecorded=unrecorded)
+            inputs = with_touched_read(inputs, recorded, self.digests.of, unrecorded=unrecorded)
             stale = stale_samples(alike, inputs, recorded, self.config)
         missing = frozenset(_unpacked(np.setdiff1d(_predicted(predicted), committed)))
         wanted, replaced = self._asked(files.name, missing, committed, stale)
