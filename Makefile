@@ -7,10 +7,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 SOURCES := bind_core storage tasks flows data tests bench process_simulations.py
 
-.PHONY: help install demo test lint types bench pylians clean
+.PHONY: help install demo serve test lint types bench pylians clean
 
 help:
 	@echo "make demo     a small data set from a mock suite, in ./demo"
+	@echo "make serve    Prefect's UI, the deployments and a worker, in ./served, until Ctrl-C; see docs/operations.md"
 	@echo "make test     lint, types and all tests"
 	@echo "make bench    speed, as ratios"
 	@echo "make install  the environment alone, in $(VENV)"
@@ -43,6 +44,10 @@ pylians: $(VENV)/.pylians
 
 demo: $(VENV)/.installed
 	@$(BIN)/bind-data demo demo
+
+# It is the process itself, and not a child of a shell, so that one signal ends all.
+serve: $(VENV)/.installed
+	@exec $(BIN)/bind-data serve served
 
 test: lint types $(VENV)/.pylians
 	@$(BIN)/python -m pytest

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.events.schemas.automations import AutomationCore
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from bind_core.errors import BindDataError
 
@@ -76,8 +76,6 @@ def read_automation(path: Path, blocks: Mapping[str, str]) -> AutomationCore:
         raise AutomationFileError(f"Cannot read the automation in {path}: {error}") from error
     if not isinstance(values, dict):
         raise AutomationFileError(f"{path} holds no automation: expected name, trigger and actions.")
-    if unknown := values.keys() - AutomationCore.model_fields.keys():
-        raise AutomationFileError(f"{path} cannot be used: an automation has no {', '.join(sorted(unknown))}.")
     for action in values.get("actions", ()):
         name = action.get("block_document_id")
         if name is not None and name not in blocks:
@@ -88,10 +86,19 @@ def read_automation(path: Path, blocks: Mapping[str, str]) -> AutomationCore:
         if name is not None:
             action["block_document_id"] = blocks[name]
     try:
-        return AutomationCore.model_validate(values)
+        automation = AutomationCore.model_validate(values)
     except ValidationError as error:
         problems = [f"  {'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
         raise AutomationFileError("\n".join([f"{path} cannot be used:", *problems])) from None
+    parts: list[tuple[str, dict[str, Any], BaseModel]] = [
+        ("automation", values, automation),
+        ("trigger", values["trigger"], automation.trigger),
+        *(("action", *pair) for pair in zip(values["actions"], automation.actions, strict=True)),
+    ]
+    for what, given, known in parts:
+        if unknown := given.keys() - type(known).model_fields.keys():
+            raise AutomationFileError(f"{path} cannot be used: the {what} has no {', '.join(sorted(unknown))}.")
+    return automation
 
 
 def _apply(automation: AutomationCore, client: SyncPrefectClient) -> str:

@@ -140,6 +140,8 @@ def _problems(deployment: Deployment) -> list[str]:
         except ValidationError as error:
             problems += [f"trigger {number}, {_place(p['loc'], values)}: {p['msg']}" for p in error.errors()]
         else:
+            unknown = values.keys() - DeploymentEventTrigger.model_fields.keys()
+            problems += [f"trigger {number}: there is no key {key}" for key in sorted(unknown)]
             sources[f"trigger {number}"] = trigger.parameters or {}
     for source, given in sources.items():
         unknown = given.keys() - parameters
