@@ -108,6 +108,36 @@ def test_damage_is_found_named_and_mended(made: Path) -> None:
     assert after[1] == before[1]
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_rows_that_were_labelled_anew_are_found_named_and_mended(made: Path, tmp_path: Path, whole: bool) -> None:
+    """A simulation whose rows, or some of them, the manifest moves to the other split is named, and put right."""
+    root = tmp_path / "set"
+    shutil.copytree(made / "set", root)
+    before = contents(root)
+    manifest = Manifest(layout_at(root))
+    simulation, split = manifest.samples().select("simulation", "split").row(0)
+    other = {"train": "test", "test": "train"}[split]
+    chosen = f"simulation = '{simulation}'" + ("" if whole else " AND rotation = 0")
+    labelled = set(manifest.samples().filter(pl.col("simulation") == simulation)["sample_id"])
+    if not whole:
+        labelled = {name for name in labelled if name.endswith("_rot_0")}
+    DeltaTable(manifest.layout.samples_table).update(predicate=chosen, new_values={"split": other})
+    found = audit(root)
+    subjects: dict[str, set[str]] = {}
+    for finding in found["findings"]:
+        subjects.setdefault(finding["code"], set()).add(finding["subject"])
+    assert simulation in subjects["wrong_split"]
+    assert subjects["wrong_path"] == labelled
+    assert ("leak" in subjects) is not whole
+    assert found["ok"] is False
+    done = bind_data("repair", "-d", root)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert audit(root)["errors"] == 0
+    after = contents(root)
+    assert after[0].equals(before[0])
+    assert after[1] == before[1]
+
+
 @pytest.mark.parametrize("mend", [("generate", "--refresh"), ("repair",)])
 def test_a_replaced_input_is_named_and_remade_on_request(made: Path, tmp_path: Path, mend: tuple[str, ...]) -> None:
     """A mended catalogue makes its simulation stale; a refresh is a new version, and yesterday's is still answered."""
