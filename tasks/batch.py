@@ -3,10 +3,9 @@
 Knows no Prefect. Imported by the first rank only: the others need neither the manifest nor its libraries.
 """
 
+from contextlib import nullcontext
 from importlib import import_module
 from threading import Thread
-
-from contextlib import nullcontext
 
 from mpi4py import MPI
 from rich.console import Console
