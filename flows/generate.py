@@ -180,13 +180,14 @@ class _Run:
             prepare_root(self.layout.root)
             manifest.finish_interrupted()
             self._execute(workload, manifest)
-            workload = self._plan(manifest, ())
+            workload = self._plan(manifest, (), name="take stock")
         else:
             get_run_logger().info("Nothing to do: every sample asked for exists")
         return summarise(manifest, workload, self.run_id, self.made)
 
-    def _plan(self, manifest: Manifest, remake: Sequence[str]) -> Workload:
-        return plan_run(self.config, _unsearched(manifest), self.names, self.refresh, _unsearched(remake))
+    def _plan(self, manifest: Manifest, remake: Sequence[str], name: str = "plan") -> Workload:
+        plan = plan_run.with_options(task_run_name=name)
+        return plan(self.config, _unsearched(manifest), self.names, self.refresh, _unsearched(remake))
 
     def _execute(self, workload: Workload, manifest: Manifest) -> None:
         table = read_parameter_table(find_parameter_file(self.config))
