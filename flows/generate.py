@@ -44,7 +44,7 @@ from storage.recording import new_run_id
 from storage.results import SimulationResult
 from storage.summary import RunSummary, summarise
 from storage.workload import Workload
-from tasks.block_files import STOP_FILE, progress_in, results_in
+from tasks.block_files import STOP_FILE, block_folder, progress_in, results_in
 from tasks.packaging import package_block
 from tasks.planning import plan_run
 from tasks.progress import RunProgress
@@ -217,7 +217,7 @@ class _Run:
             self.folder.rmdir()  # blocks that failed have left something to look at
 
     def _start(self, number: int, screened: list[ScreenedSimulation], plan: BlockPlan, runner: TaskRunner[Any]) -> None:
-        folder = self.folder / f"block_{number:05d}"
+        folder = block_folder(self.folder, number)
         folder.mkdir(parents=True, exist_ok=True)
         delays = [self.config.retry_delay * 2**attempt for attempt in range(self.config.retries)]
         job = project_block.with_options(retries=self.config.retries, retry_delay_seconds=delays)

@@ -13,6 +13,11 @@ ERRORS_FILE = "errors.log"
 STOP_FILE = "stop"
 
 
+def block_folder(run_folder: Path, block: int) -> Path:
+    """Return the work folder of a block in that of its run."""
+    return run_folder / f"block_{block:05d}"
+
+
 def result_file(folder: Path, simulation: str) -> Path:
     """Return the file that holds a simulation's result in a block's work folder."""
     return folder / f"{simulation}.result.json"

@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from bind_core.config import DatasetConfig
+from bind_core.config import DatasetConfig, LauncherName
 from bind_core.errors import ConfigurationError
 from flows.options import (
     BASES,
@@ -138,6 +138,12 @@ def generate(
     option: SettingOption = None,
     refresh: RefreshOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")] = False,
+    print_job_script: Annotated[
+        bool,
+        typer.Option(
+            "--print-job-script", help="Print what launcher: sbatch would submit for the first block, and do nothing."
+        ),
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the flow's log beside the bar.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -153,6 +159,9 @@ def generate(
             chosen = configuration(settings | {"strata": strata})
         if dry_run:
             _print_workload(chosen, simulation, refresh=refresh, as_json=as_json)
+            return
+        if print_job_script:
+            _print_job_script(chosen, simulation, refresh=refresh)
             return
         _refuse_early(chosen, simulation or [], refresh)
         with prefect_server(verbose):
@@ -291,6 +300,33 @@ def _print_workload(
     )
     if not refresh and any(work.stale for work in workload.simulations):
         console.print("Stale samples are made anew with --refresh only.")
+
+
+def _print_job_script(chosen: DatasetConfig, simulations: list[str] | None, *, refresh: bool) -> None:
+    from bind_core.parameters import find_parameter_file, read_parameter_table
+    from storage.blocks import plan_block, screen_block
+    from storage.layout import DatasetLayout
+    from storage.manifest import open_dataset
+    from storage.recording import new_run_id
+    from storage.workload import plan_workload
+    from tasks.block_files import block_folder
+    from tasks.block_job import BlockJob
+
+    if chosen.launcher is not LauncherName.SBATCH:
+        raise ConfigurationError(
+            f"--print-job-script: with launcher: {chosen.launcher}, no job is submitted. Add --option launcher=sbatch."
+        )
+    layout = DatasetLayout(chosen.output_root, chosen.set_name)
+    manifest = open_dataset(layout, chosen, refresh=refresh)
+    workload = plan_workload(chosen, manifest, simulations or None, refresh=refresh)
+    table = read_parameter_table(find_parameter_file(chosen))
+    run_id = new_run_id()
+    for number, block in enumerate(workload.blocks(chosen.simulations_per_block)):
+        plan = plan_block(screen_block(block, chosen, table), chosen, run_id, number)
+        if plan is not None:
+            typer.echo(BlockJob(plan, block_folder(layout.work_folder / run_id, number)).script(), nl=False)
+            return
+    error_console.print("No job would be submitted: there is nothing that can be made.")
 
 
 def _defects(texts: list[str]) -> dict[str, list[Any]]:
