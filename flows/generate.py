@@ -33,7 +33,7 @@ from bind_core.plan import BlockPlan
 from flows.events import announce_samples
 from flows.outcomes import failed
 from flows.parameter_help import with_parameter_help
-from flows.runners import BlockFuture, block_runner, blocks_at_once, is_done, submit
+from flows.runners import BlockFuture, block_runner, blocks_at_once, is_done
 from storage.blocks import ScreenedSimulation
 from storage.files import write_bytes
 from storage.gallery import sheet_of_dataset
@@ -44,7 +44,7 @@ from storage.recording import new_run_id
 from storage.results import SimulationResult
 from storage.summary import RunSummary, summarise
 from storage.workload import Workload
-from tasks.block_files import STOP_FILE, block_folder, progress_in, results_in
+from tasks.block_files import BLOCK_FILE, STOP_FILE, block_folder, progress_in, results_in
 from tasks.packaging import package_block
 from tasks.planning import plan_run
 from tasks.progress import RunProgress
@@ -219,9 +219,10 @@ class _Run:
     def _start(self, number: int, screened: list[ScreenedSimulation], plan: BlockPlan, runner: TaskRunner[Any]) -> None:
         folder = block_folder(self.folder, number)
         folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(folder / BLOCK_FILE, plan.to_json().encode())
         delays = [self.config.retry_delay * 2**attempt for attempt in range(self.config.retries)]
         job = project_block.with_options(retries=self.config.retries, retry_delay_seconds=delays)
-        future = submit(runner, job, {"block": number, "plan": plan, "folder": folder})
+        future = cast(BlockFuture, runner.submit(job, {"block": number, "folder": folder}))
         self.running.append(_RunningBlock(number, screened, plan, folder, future))
 
     def _finish_one(self, manifest: Manifest) -> None:

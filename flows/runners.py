@@ -13,20 +13,18 @@ Workers report to the flow's own Prefect server, the embedded one included. Left
 import ipaddress
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlsplit
 
 import dask
 import distributed
-from prefect import Task
 from prefect.client.orchestration import get_client
 from prefect.futures import PrefectWrappedFuture
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
-from prefect.utilities.annotations import quote
 from prefect_dask import DaskTaskRunner
 
 from bind_core.config import DatasetConfig
@@ -81,14 +79,6 @@ def block_runner(config: DatasetConfig, folder: Path) -> Iterator[TaskRunner[Any
 def blocks_at_once(config: DatasetConfig) -> int:
     """Return the number of blocks that are worked on at the same time."""
     return config.dask.workers if config.runner is RunnerName.DASK else config.concurrent_blocks
-
-
-def submit(runner: TaskRunner[Any], task: Task[Any, Any], parameters: Mapping[str, Any]) -> BlockFuture:
-    """Have a task run, with none of its parameters searched for futures where that can be avoided."""
-    if isinstance(runner, DaskTaskRunner):  # it takes a quote, which is a tuple, apart
-        return cast(BlockFuture, runner.submit(task, dict(parameters)))
-    quoted = {name: quote(value) for name, value in parameters.items()}
-    return cast(BlockFuture, runner.submit(task, quoted))
 
 
 def is_done(future: BlockFuture) -> bool:

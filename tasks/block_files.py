@@ -7,7 +7,10 @@ from bind_core.plan import BlockPlan
 from storage.results import SimulationResult
 from tasks.progress import Progress
 
+BLOCK_FILE = "block.json"
+"""All that is to be made."""
 PLAN_FILE = "plan.json"
+"""What one job is to make of it."""
 PROGRESS_FILE = "progress.jsonl"
 ERRORS_FILE = "errors.log"
 STOP_FILE = "stop"

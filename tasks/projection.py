@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import State, TaskRun
 
 from bind_core.plan import BlockPlan
 from storage.results import SimulationResult
-from tasks.block_files import ERRORS_FILE, PROGRESS_FILE, STOP_FILE
+from tasks.block_files import BLOCK_FILE, ERRORS_FILE, PROGRESS_FILE, STOP_FILE
 from tasks.block_job import BlockJob
 from tasks.launchers import JobFailedError, Listener
 from tasks.rank_messages import level_of
@@ -32,18 +32,18 @@ async def may_pass(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> boo
 
 
 @task(task_run_name="project block {block}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
-def project_block(block: int, plan: BlockPlan, folder: Path) -> dict[str, SimulationResult]:
+def project_block(block: int, folder: Path) -> dict[str, SimulationResult]:
     """Start a block's MPI job and wait for it.
+
+    The plan comes as a file, so that it need not travel through task runners, which would look at every target.
 
     Parameters
     ----------
     block : int
         Number of the block.
-    plan : BlockPlan
-        What is to be made.
     folder : Path
-        Work folder of the block. It receives the plan, the job's progress, its warnings and its results; a file
-        called `STOP_FILE` in it ends the job.
+        Work folder of the block, with its plan in `BLOCK_FILE`. It receives the job's plan, progress, warnings and
+        results; a file called `STOP_FILE` in it ends the job.
 
     Returns
     -------
@@ -58,6 +58,7 @@ def project_block(block: int, plan: BlockPlan, folder: Path) -> dict[str, Simula
         If it cannot be run as it was asked for, or needs more than it was given.
     """
     logger = get_run_logger()
+    plan = BlockPlan.from_json((folder / BLOCK_FILE).read_text(encoding="utf-8"))
     with (
         (folder / PROGRESS_FILE).open("a", encoding="utf-8", buffering=1) as progress,
         (folder / ERRORS_FILE).open("a", encoding="utf-8", buffering=1) as errors,
