@@ -4,6 +4,7 @@ import hashlib
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ HISTOGRAM_BINS = 180
 FINGERPRINT_PIXELS = 8
 """Per side of the small picture by which samples are compared."""
 
-_MOST_CHARACTERS = 200
+_MOST_CHARACTERS = 500
 _OVERDENSITY = 200.0
 _LEAST_PIXELS = 4
 """Fewest pixels of a half window within which a halo can be told from its surroundings."""
@@ -224,7 +225,7 @@ def fingerprint(pixels: NDArray[np.float32]) -> NDArray[np.float32] | None:
 
 
 def _cause(error: ArchiveError) -> str:
-    return str(error)[:_MOST_CHARACTERS]
+    return shorten(str(error), _MOST_CHARACTERS, placeholder=" …")
 
 
 def _contract_problems(arrays: dict[str, NDArray], config: DatasetConfig) -> list[Problem]:

@@ -94,7 +94,7 @@ def _check_finished(evidence: Evidence, checklist: Checklist) -> None:
     ]
     checklist.record(
         "no committed file waits for its place",
-        f"{len(unfinished):,} runs have not finished what they committed",
+        f"commits that are not finished: {len(unfinished):,}",
         Offenders(
             AuditCode.UNFINISHED_COMMIT,
             Severity.ERROR,
@@ -173,7 +173,7 @@ def _check_strays(evidence: Evidence, strays: pl.DataFrame, checklist: Checklist
         )
         groups.append(Offenders(AuditCode.ORPHAN, severity, rows, advice))
     checklist.record(
-        "every file belongs to a sample", f"{strays.height:,} files without a row under train/ and test/", *groups
+        "every file belongs to a sample", f"files without a row under train/ and test/: {strays.height:,}", *groups
     )
 
 

@@ -37,7 +37,7 @@ def check_strata(rows: pl.DataFrame, checklist: Checklist) -> None:
     wrong = rows.filter(~inside.fill_null(value=False))
     checklist.record(
         "haloes lie in the stratum that they were selected by",
-        f"{rows['stratum'].n_unique()} strata",
+        f"{rows.height:,} samples; number of strata: {rows['stratum'].n_unique()}",
         Offenders(
             AuditCode.WRONG_STRATUM,
             Severity.ERROR,

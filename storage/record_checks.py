@@ -12,6 +12,16 @@ from storage.evidence import Evidence
 from storage.schemas import failures_of
 
 _REMAKE = "Make the sample again (`bind-data repair`)."
+_RULES = {
+    r"^isin\(\(?\[?(.*?)\]?\)?\)$": "be one of $1",
+    r"^str_matches\((.*)\)$": "match $1",
+    r"^greater_than\((.*)\)$": "be more than $1",
+    r"^greater_than_or_equal_to\((.*)\)$": "be at least $1",
+    r"^less_than_or_equal_to\((.*)\)$": "be at most $1",
+    r"^not_nullable$": "be given",
+    r"^(.*\(.*)$": "satisfy $1",
+}
+"""Checks as pandera writes them, and in words."""
 _SHOWN = 3
 _SHOWN_CHARACTERS = 120
 
@@ -41,7 +51,12 @@ def check_form(rows: pl.DataFrame, attempts: pl.DataFrame, checklist: Checklist)
             if wrong
             else _failures(table, form)
         )
-        advice = f"Restore an earlier version of the table {form.title}, or correct the row with the Delta library."
+        mended = form is SAMPLES and not wrong
+        advice = (
+            _REMAKE
+            if mended
+            else f"Restore an earlier version of the table {form.title}, or correct it with the Delta library."
+        )
         groups.append(Offenders(AuditCode.SCHEMA, Severity.ERROR, offenders, advice, "" if wrong else query))
     detail = f"{rows.height:,} rows of samples, {attempts.height:,} of simulations"
     checklist.record("rows have the form that their schemas prescribe", detail, *groups)
@@ -68,7 +83,15 @@ def _failures(rows: pl.DataFrame, form: TableForm) -> pl.DataFrame:
     # Samples that are listed twice have a check of their own.
     cases = cases.filter(pl.col("check").cast(pl.String) != "field_uniqueness")
     named = rows.select(pl.col(form.key).alias("subject"), "simulation").with_row_index("index")
-    value = pl.col("failure_case").cast(pl.String).str.slice(0, _SHOWN_CHARACTERS)
+    text = pl.col("failure_case").cast(pl.String)
+    value = (
+        pl.when(text.str.len_chars() > _SHOWN_CHARACTERS)
+        .then(pl.format("{}…", text.str.slice(0, _SHOWN_CHARACTERS)))
+        .otherwise(text.replace("", "an empty text"))
+    )
+    rule = pl.col("check")
+    for check, words in _RULES.items():
+        rule = rule.str.replace(check, words)
     of_column = pl.col("schema_context") == "Column"
     return (
         cases.with_columns(pl.col("index").cast(pl.UInt32))
@@ -77,7 +100,7 @@ def _failures(rows: pl.DataFrame, form: TableForm) -> pl.DataFrame:
             pl.col("subject").fill_null(pl.lit("(not given)")),
             pl.col("simulation").fill_null(""),
             expected=pl.when(of_column)
-            .then(pl.format("{} to satisfy {}", "column", "check"))
+            .then(pl.format("{} to {}", "column", rule))
             .otherwise(pl.col("check").str.replace(r"^must ", "it to ")),
             found=pl.when(of_column)
             .then(pl.coalesce(value, pl.lit("nothing")))

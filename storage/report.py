@@ -191,7 +191,7 @@ def _clip(text: str, most: int = _MOST_CHARACTERS) -> str:
     """Return the beginning of a text, cut between words unless one word takes more than half of it."""
     if len(text) <= most:
         return text
-    words = text[: most + 1].rpartition(" ")[0].rstrip()
+    words = text[: most + 1].rpartition(" ")[0].rstrip(" .,;:")
     return f"{words if 2 * len(words) > most else text[:most]}…"
 
 

@@ -382,6 +382,7 @@ def _legend(axes: Axes, handles: Sequence[Artist], place: Any, anchor: tuple[flo
             loc=place,
             bbox_to_anchor=anchor,
             ncols=1 if place == "upper right" else len(handles),
+            markerscale=2,
         )
 
 
