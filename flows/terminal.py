@@ -4,8 +4,9 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,8 +24,8 @@ console = Console(highlight=False, soft_wrap=True)
 error_console = Console(stderr=True, highlight=False, soft_wrap=True)
 """Standard error."""
 
-_NARROWEST_COLUMN = 12
-"""Characters per column, frame included, below which a table cannot be read."""
+_LEAST_ROOM = 24
+"""Characters that a cell is given, if it has as many, before a table counts as too narrow to be read."""
 
 
 def print_json(value: Any) -> None:
@@ -34,20 +35,22 @@ def print_json(value: Any) -> None:
 
 def print_rows(frame: "pl.DataFrame", on: Console = console) -> None:
     """Print an answer as a table, or row by row where a table would have no room for what is in its cells."""
-    rows = ([escape(_cell(value)) for value in row] for row in frame.iter_rows())
-    if frame.width * _NARROWEST_COLUMN <= on.width:
+    rows = [[_cell(value) for value in row] for row in frame.iter_rows()]
+    widths = [max(map(len, cells)) for cells in zip(frame.columns, *rows, strict=True)]
+    if sum(min(width, _LEAST_ROOM) + 3 for width in widths) < on.width:
         table = Table()
-        for column in frame.columns:
-            table.add_column(escape(column), overflow="fold")  # a path that is cut short leads nowhere
+        for column, kind in frame.schema.items():
+            # A path that is cut short leads nowhere.
+            table.add_column(escape(column), overflow="fold", justify="right" if kind.is_numeric() else "left")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(escape, row))
         on.print(table)
         return
     indent = max(map(len, frame.columns))
     for number, row in enumerate(rows, start=1):
         on.print(f"[bold]row {number:,}[/bold]")
         for column, value in zip(frame.columns, row, strict=True):
-            on.print(f"  {escape(column.ljust(indent))}  {value}".rstrip())
+            on.print(f"  {escape(column.ljust(indent))}  {escape(value)}".rstrip())
 
 
 def _cell(value: object) -> str:
@@ -55,6 +58,9 @@ def _cell(value: object) -> str:
         return ""
     if isinstance(value, list):
         return ", ".join(map(_cell, value))
+    if isinstance(value, datetime):
+        moment = value.replace(microsecond=0)
+        return str(moment) if moment.tzinfo is None else f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
@@ -70,6 +76,21 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigurationError(f"Cannot write {path}: {error.strerror or error}.") from error
+
+
+@contextmanager
+def shown_progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on standard error, where that is a terminal; yields what is called with the done and the total."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=error_console, disable=not error_console.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield progress
 
 
 class Terminated(KeyboardInterrupt):

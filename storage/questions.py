@@ -232,13 +232,13 @@ QUESTIONS: tuple[Question, ...] = (
             WITH tried AS (
                 SELECT run_id, count(*) AS attempts, count(*) FILTER (status = 'complete') AS complete,
                     count(*) FILTER (status = 'no_work') AS no_work, count(*) FILTER (status = 'blocked') AS blocked,
-                    count(*) FILTER (status IN ('failed', 'partial')) AS failed_or_partial,
+                    count(*) FILTER (status IN ('failed', 'partial')) AS unfinished,
                     min(recorded_at) AS first_recorded, max(recorded_at) AS last_recorded
                 FROM simulations GROUP BY run_id
             ), made AS (
                 SELECT run_id, count(*) AS samples, sum(bytes) AS bytes FROM samples GROUP BY run_id
             )
-            SELECT run_id, attempts, complete, no_work, blocked, failed_or_partial, coalesce(samples, 0) AS samples,
+            SELECT run_id, attempts, complete, no_work, blocked, unfinished, coalesce(samples, 0) AS samples,
                 coalesce(bytes, 0) AS bytes, first_recorded, last_recorded
             FROM tried FULL JOIN made USING (run_id) ORDER BY first_recorded, run_id
         """),
@@ -262,7 +262,7 @@ QUESTIONS: tuple[Question, ...] = (
                     dark + gas + stars AS target
                 FROM samples GROUP BY simulation, split
             )
-            SELECT simulation, split, samples, target, dark / nullif(target, 0) AS dark_matter_fraction,
+            SELECT simulation, split, samples, target, dark / nullif(target, 0) AS dark_fraction,
                 gas / nullif(target, 0) AS gas_fraction, stars / nullif(target, 0) AS star_fraction,
                 target / nullif(condition, 0) AS target_to_condition
             FROM sums ORDER BY length(simulation), simulation

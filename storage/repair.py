@@ -3,7 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from bind_core.errors import ConfigurationError
 from bind_core.findings import Severity
+from bind_core.splits import split_of
+from bind_core.suite import simulation_number
 from storage.audit_result import AuditCode, AuditFinding
 from storage.files import flush_folder, make_folder, sha256_of
 from storage.layout import DatasetLayout
@@ -17,8 +20,6 @@ _SAMPLE_IS_BAD = {
     AuditCode.MISSING_FILE,
     AuditCode.MISPLACED_FILE,
     AuditCode.WRONG_SIZE,
-    AuditCode.WRONG_SPLIT,
-    AuditCode.LEAK,
     AuditCode.WRONG_STRATUM,
     AuditCode.WRONG_SEED,
     AuditCode.WRONG_ORIENTATION,
@@ -32,6 +33,8 @@ _SAMPLE_IS_BAD = {
     AuditCode.WINDOWS_DISAGREE,
     AuditCode.ROW_DISAGREES,
 }
+_OF_A_SPLIT = {AuditCode.WRONG_SPLIT, AuditCode.LEAK}
+"""Said of a simulation: those of its samples are bad that stand in the split to which it does not belong."""
 _MAKING_MENDS = {AuditCode.UNRECORDED_SAMPLE, AuditCode.WRONG_COUNT, AuditCode.NO_ATTEMPT, AuditCode.STALE}
 
 
@@ -72,11 +75,15 @@ def plan_repair(layout: DatasetLayout, manifest: Manifest, findings: Iterable[Au
     findings : iterable of AuditFinding
         Those of the audit; warnings are left alone, but for stale and unrecorded samples.
     """
-    rows = manifest.samples().select("sample_id", "simulation", "path", "sha256")
-    samples = {name: (simulation, path, sha256) for name, simulation, path, sha256 in rows.rows()}
+    rows = manifest.samples().select("sample_id", "simulation", "path", "sha256", "split")
+    samples = {name: (simulation, path, sha256) for name, simulation, path, sha256, _ in rows.rows()}
     of_simulation: dict[str, list[str]] = {}
-    for name, (simulation, _, _) in samples.items():
+    elsewhere: dict[str, list[str]] = {}
+    splits = {simulation: _split(manifest, simulation) for simulation in rows["simulation"].unique()}
+    for name, simulation, _, _, split in rows.rows():
         of_simulation.setdefault(simulation, []).append(name)
+        if split != splits[simulation]:
+            elsewhere.setdefault(simulation, []).append(name)
     duplicates = False
     moves, orphans, left = [], [], []
     remake, simulations = set(), set()
@@ -95,6 +102,8 @@ def plan_repair(layout: DatasetLayout, manifest: Manifest, findings: Iterable[Au
             orphans.append(finding.subject)
         elif finding.code is AuditCode.MISPLACED_FILE and _is(layout, finding.found, samples[finding.subject][2]):
             moves.append((finding.found, samples[finding.subject][1]))
+        elif finding.code in _OF_A_SPLIT:
+            remake.update(elsewhere.get(finding.subject, []))
         elif finding.code in _SAMPLE_IS_BAD:
             remake.update([finding.subject] if finding.subject in samples else of_simulation.get(finding.subject, []))
         else:
@@ -136,6 +145,17 @@ def tidy(layout: DatasetLayout, manifest: Manifest, plan: RepairPlan, run_id: st
         folders.add(path.parent)
     for folder in folders:
         flush_folder(folder)
+
+
+def _split(manifest: Manifest, simulation: str) -> str | None:
+    """Return the split that a simulation belongs to; None where the configuration does not know such a name."""
+    config = manifest.config
+    if config is None:
+        return None
+    try:
+        return str(split_of(simulation, simulation_number(simulation, config.set_name), config))
+    except ConfigurationError:
+        return None
 
 
 def _is(layout: DatasetLayout, path: str, sha256: str) -> bool:

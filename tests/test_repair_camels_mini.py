@@ -130,12 +130,15 @@ def test_rows_that_were_labelled_anew_are_found_named_and_mended(made: Path, tmp
     assert subjects["wrong_path"] == labelled
     assert ("leak" in subjects) is not whole
     assert found["ok"] is False
+    others = ~pl.col("sample_id").is_in(list(labelled))
+    untouched = manifest.samples().filter(others)
     done = bind_data("repair", "-d", root)
     assert done.returncode == 0, done.stdout + done.stderr
     assert audit(root)["errors"] == 0
     after = contents(root)
     assert after[0].equals(before[0])
     assert after[1] == before[1]
+    assert manifest.samples().filter(others).equals(untouched)
 
 
 @pytest.mark.parametrize("mend", [("generate", "--refresh"), ("repair",)])

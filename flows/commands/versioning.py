@@ -20,6 +20,8 @@ commands = typer.Typer()
 _SHOWN = 50
 """Lines of each part of a difference, unless asked for more."""
 _DIGEST_SHOWN = 12
+_TAG_SHOWN = 16
+"""Characters of a tag that stay on one line, however narrow the terminal."""
 _WIDE = 140
 """Characters from which a line has room for all that a version says of itself."""
 
@@ -155,20 +157,31 @@ def diff(
 
 
 def _print_tags(tags: "list[Tag]") -> None:
-    table = Table("tag", "version", "of (UTC)", "samples", "configuration", "tagged (UTC)", "by", "note")
+    wide = console.width >= _WIDE
+    table = Table()
+    for heading in ("tag", "version", "of (UTC)", "samples"):
+        table.add_column(heading, overflow="fold", min_width=_TAG_SHOWN if heading == "tag" else None)
+    for heading in ("configuration", "tagged (UTC)", "by") if wide else ():
+        table.add_column(heading, overflow="fold")
+    table.add_column("note", overflow="fold")
     for given in tags:
+        details = (
+            ", ".join(digest[:_DIGEST_SHOWN] for digest in given.config_digests),
+            f"{given.tagged_at:%Y-%m-%d %H:%M:%S}",
+            escape(f"{given.user}@{given.host}"),
+        )
         table.add_row(
             given.name,
             str(given.version),
             f"{given.committed_at:%Y-%m-%d %H:%M:%S}",
             f"{given.samples:,}",
-            ", ".join(digest[:_DIGEST_SHOWN] for digest in given.config_digests),
-            f"{given.tagged_at:%Y-%m-%d %H:%M:%S}",
-            escape(f"{given.user}@{given.host}"),
+            *(details if wide else ()),
             escape(given.note),
         )
     console.print(table)
     console.print(counted(len(tags), "tag"))
+    if tags and not wide:
+        console.print("A wider terminal shows configuration, giver and time too; --json has everything.")
 
 
 def _print_difference(found: "VersionDifference", limit: int) -> None:
