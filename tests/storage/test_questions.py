@@ -174,7 +174,7 @@ def test_runs_and_what_each_made(filled) -> None:
 def test_mass_budget(filled) -> None:
     """The toy samples are 84 % dark matter and 15 % gas but for stars, and have the mass of their conditions."""
     for row in rows(filled, "mass-budget"):
-        dark, gas, stars = (row[f"{kind}_fraction"] for kind in ("dark_matter", "gas", "star"))
+        dark, gas, stars = (row[f"{kind}_fraction"] for kind in ("dark", "gas", "star"))
         assert dark + gas + stars == pytest.approx(1)
         assert dark / gas == pytest.approx(0.84 / 0.15, rel=1e-6)
         assert 0 < stars < 0.01
