@@ -57,8 +57,6 @@ def test_the_tables_are_read_without_us(dataset_at, monkeypatch: pytest.MonkeyPa
     dataset.commit("SB35_0")
     dataset.commit("SB35_1", split="test")
     monkeypatch.chdir(dataset.root.parent)
-    if "to_pandas" in code:
-        pytest.importorskip("pandas")
     found: dict[str, Any] = {}
     exec(code, found)  # noqa: S102
     expected = {
