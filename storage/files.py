@@ -270,6 +270,12 @@ def make_folder(folder: Path) -> None:
     flush_folder(folder.parent)
 
 
+def flush_file(path: Path) -> None:
+    """Make a file's content, written by others, outlast a power failure."""
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
 def flush_folder(folder: Path) -> None:
     """Make renames, links and removals in a folder outlast a power failure."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -134,6 +134,11 @@ class DatasetLayout:
         return self.root / "data"
 
     @property
+    def packs_folder(self) -> Path:
+        """Versions packed into few large files, for training."""
+        return self.root / "packs"
+
+    @property
     def contact_sheet_file(self) -> Path:
         """Picture of some of the data set's samples."""
         return self.root / "contact_sheet.png"

@@ -1,9 +1,7 @@
 """Normalization statistics of a data set: computed from its train split, and kept in three small files."""
 
-import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,7 @@ from storage.archives import ArchiveError, decode_arrays, encode_arrays
 from storage.files import write_bytes
 from storage.layout import DatasetLayout
 from storage.manifest import Manifest
-from storage.samples import decode_sample
+from storage.recorded import RecordedSample, map_recorded
 
 STATISTICS_FILES = {
     "dark_matter": ("dark_matter_normalization_stats.npz", "dm"),
@@ -25,9 +23,6 @@ STATISTICS_FILES = {
     "stars": ("stellar_normalization_stats.npz", "star"),
 }
 """Target channel -> file, and the prefix of its keys, as readers in use expect them."""
-
-_READ_AHEAD = 256
-"""Samples that are handed to the threads at once; bounds what waits in memory."""
 
 _SampleMoments = tuple[Moments, ...]
 
@@ -66,8 +61,9 @@ def compute_statistics(
     Raises
     ------
     StatisticsError
-        If the train split is empty or of several configurations, or a sample's file is missing or differs from
-        the manifest.
+        If the train split is empty or of several configurations.
+    RecordedSampleError
+        If a sample's file is missing or differs from the manifest.
     SampleError
         If a sample's file cannot be read as one.
     """
@@ -88,7 +84,7 @@ def compute_statistics(
             "Their statistics would belong to none of them."
         )
     totals: _SampleMoments | None = None
-    for done, moments in enumerate(_all_moments(layout, train, threads), start=1):
+    for done, moments in enumerate(map_recorded(layout, train, _moments, threads), start=1):
         if totals is not None and len(moments) != len(totals):
             raise StatisticsError(
                 f"The sample {train['sample_id'][done - 1]} has {len(moments)} maps, those before it {len(totals)}."
@@ -195,32 +191,8 @@ def read_statistics(folder: Path) -> NormalizationStats:
         raise StatisticsError(_incomplete(folder / first, error)) from error
 
 
-def _all_moments(layout: DatasetLayout, rows: pl.DataFrame, threads: int) -> Iterator[_SampleMoments]:
-    def of_row(row: tuple[str, str, str]) -> _SampleMoments:
-        return _moments(layout, *row)
-
-    columns = rows.select("sample_id", "path", "sha256").iter_rows()
-    with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
-        while chunk := list(itertools.islice(columns, _READ_AHEAD)):
-            yield from pool.map(of_row, chunk)
-
-
-def _moments(layout: DatasetLayout, sample_id: str, relative: str, sha256: str) -> _SampleMoments:
-    path = layout.absolute(relative)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise StatisticsError(
-            f"The manifest lists the sample {sample_id}, but its file {path} cannot be read: "
-            f"{error.strerror or error}. Make it again, then compute the statistics."
-        ) from error
-    found = hashlib.sha256(content).hexdigest()
-    if found != sha256:
-        raise StatisticsError(
-            f"The file {path} of the sample {sample_id} is not the one that was recorded: expected SHA-256 {sha256}, "
-            f"found {found}. Make it again, then compute the statistics."
-        )
-    sample = decode_sample(content, path)
+def _moments(recorded: RecordedSample) -> _SampleMoments:
+    sample = recorded.sample
     maps: Sequence[NDArray] = (sample.condition, *sample.target, *sample.large_scale)
     return tuple(Moments.of(log_transform(each)) for each in maps)
 

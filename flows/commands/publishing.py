@@ -1,5 +1,6 @@
 """Commands that make a data set ready for those who train on it."""
 
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +9,16 @@ import typer
 from rich.table import Table
 
 from flows.options import AtOption, DatasetOption, JsonOption, VersionOption, version_asked
-from flows.terminal import console, counted, error_console, errors_explained, print_json, writing
+from flows.terminal import (
+    console,
+    counted,
+    error_console,
+    errors_explained,
+    fail,
+    print_json,
+    shown_progress,
+    writing,
+)
 
 commands = typer.Typer()
 
@@ -92,3 +102,52 @@ def card(
         error_console.print(
             f"[yellow]Before it is published, the card should also say what only its owner knows: {flags}.[/yellow]"
         )
+
+
+@commands.command()
+def pack(
+    dataset: DatasetOption = Path(),
+    version: VersionOption = None,
+    at: AtOption = None,
+    where: Annotated[
+        str, typer.Option(help='Only samples that fulfil this condition in SQL, e.g. "halo_mass > 3e13".')
+    ] = "",
+    tar: Annotated[bool, typer.Option("--tar", help="Tar files as WebDataset streams them, not Zarr shards.")] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="The pack's folder, to be made; by default one in the data set's packs/.")
+    ] = None,
+    verify: Annotated[
+        Path | None, typer.Option(metavar="PACK", help="Hold a pack against its checksums and the manifest instead.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads that read.")] = 2,
+    as_json: JsonOption = False,
+) -> None:
+    """Pack the samples of a version into few large files, for training; a killed run is taken up again."""
+    with errors_explained():
+        from storage.manifest import layout_at
+        from storage.shards import PackFormat, verify_pack
+        from storage.shards import pack as make_pack
+        from storage.versions import resolve_version
+
+        layout = layout_at(dataset)
+        if verify is not None:
+            problems = verify_pack(layout, verify)
+            if as_json:
+                print_json({"folder": str(verify), "ok": not problems, "problems": problems})
+            elif problems:
+                fail("\n".join([f"{verify} is not what it should be:", *(f"  {problem}" for problem in problems)]))
+            else:
+                console.print(f"{verify} holds what the manifest lists, undamaged.")
+            sys.exit(1 if problems else 0)
+        meant = version_asked(layout, version, at) or resolve_version(layout)
+        pack_format = PackFormat.TAR if tar else PackFormat.ZARR
+        with writing(output or layout.packs_folder), shown_progress("samples packed") as progress:
+            made = make_pack(
+                layout, meant, output, where=where, pack_format=pack_format, threads=threads, progress=progress
+            )
+    if as_json:
+        print_json(made.as_dict())
+        return
+    size = f"{made.bytes / 1e6:,.0f} MB" if made.bytes > 1e6 else f"{made.bytes:,} bytes"
+    console.print(f"{counted(made.identity.n_samples, 'sample')} of version {made.identity.version}, {size} in")
+    console.print(f"  {made.folder}", markup=False)

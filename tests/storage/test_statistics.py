@@ -5,6 +5,7 @@ import pytest
 
 from bind_core.errors import BindDataError
 from storage.archives import decode_arrays, encode_arrays
+from storage.recorded import RecordedSampleError
 from storage.samples import read_sample
 from storage.statistics import (
     STATISTICS_FILES,
@@ -90,10 +91,10 @@ def test_a_file_that_is_not_the_recorded_one_is_refused(dataset) -> None:
     victim = dataset.layout.sample_path("train", "SB35_0", 0, 1)
     other = dataset.layout.sample_path("train", "SB35_0", 0, 0).read_bytes()
     victim.write_bytes(other)
-    with pytest.raises(StatisticsError, match="SB35_0_halo_0_rot_1 is not the one that was recorded"):
+    with pytest.raises(RecordedSampleError, match="SB35_0_halo_0_rot_1 is not the one that was recorded"):
         compute_statistics(dataset.layout)
     victim.unlink()
-    with pytest.raises(StatisticsError, match="SB35_0_halo_0_rot_1, but its file"):
+    with pytest.raises(RecordedSampleError, match=r"SB35_0_halo_0_rot_1 .* cannot be read: No such file"):
         compute_statistics(dataset.layout)
 
 
