@@ -34,6 +34,7 @@ from flows.events import announce_samples
 from flows.outcomes import failed
 from flows.parameter_help import with_parameter_help
 from flows.runners import BlockFuture, block_runner, blocks_at_once, is_done
+from flows.signals import noted_signals
 from storage.blocks import ScreenedSimulation
 from storage.files import write_bytes
 from storage.gallery import sheet_of_dataset
@@ -179,7 +180,8 @@ class _Run:
         if workload.outstanding:
             prepare_root(self.layout.root)
             manifest.finish_interrupted()
-            self._execute(workload, manifest)
+            with noted_signals() as self.signals:
+                self._execute(workload, manifest)
             workload = self._plan(manifest, (), name="take stock")
         else:
             get_run_logger().info("Nothing to do: every sample asked for exists")
@@ -199,6 +201,7 @@ class _Run:
             self.progress, self.artifact = progress, cast(UUID, artifact)
             try:
                 for number, block in enumerate(workload.blocks(self.config.simulations_per_block)):
+                    self.signals.raise_lost()
                     screened = validate_block(number, _unsearched(block), self.config, _unsearched(table))
                     plan = select_targets(number, _unsearched(screened), self.config, self.run_id)
                     while len(self.running) >= blocks_at_once(self.config):
@@ -228,6 +231,7 @@ class _Run:
     def _finish_one(self, manifest: Manifest) -> None:
         """Wait until a job has ended, showing the progress of all, and record its block."""
         while True:
+            self.signals.raise_lost()
             for block in self.running:
                 self._follow(block)
                 if is_done(block.future):

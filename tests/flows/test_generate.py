@@ -3,11 +3,8 @@
 import asyncio
 import hashlib
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,8 +22,6 @@ from storage.manifest import ConfigurationMismatchError, Manifest
 from storage.mock_suite import Defect, MockSuite, write_mock_suite
 
 pytestmark = [pytest.mark.prefect, pytest.mark.mpi]
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -157,43 +152,6 @@ def test_a_job_that_dies_is_repeated_and_loses_nothing(suite: MockSuite, tmp_pat
     assert summary.ok
     assert summary.made == undisturbed.made
     assert digests(tmp_path / "disturbed") == digests(tmp_path / "undisturbed")
-
-
-def test_an_interrupted_run_leaves_no_process_and_can_be_resumed(suite: MockSuite, tmp_path: Path) -> None:
-    """After Ctrl-C no rank is left, and the same command makes the rest."""
-    config = configuration(suite, tmp_path / "dataset", strata=[Stratum(rotations=200)], ranks=2)
-    file = tmp_path / "config.yaml"
-    file.write_text(config.to_yaml())
-    command = [str(Path(sys.executable).with_name("bind-data")), "generate", "--config", str(file)]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    _wait_for(lambda: _ranks_of(config.output_root), 120)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode != 0
-    _wait_for(lambda: not _ranks_of(config.output_root), 30)
-    assert not list(config.output_root.rglob("*.bind-tmp"))
-    fewer = config.model_copy(update={"strata": (Stratum(rotations=1),)})
-    assert run_summary(fewer).ok, errors
-
-
-def _wait_for(condition: object, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
-
-
-def _ranks_of(root: Path) -> list[int]:
-    """Return the processes whose command line names a plan below a data set's root."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (process / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if os.fsencode(str(root)) in command and b"projection_job" in command:
-            found.append(int(process.name))
-    return found
 
 
 _KILL_FIRST_RANK = """
