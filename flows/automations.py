@@ -106,8 +106,15 @@ def _apply(automation: AutomationCore, client: SyncPrefectClient) -> str:
     if not existing:
         client.create_automation(automation)
         return f"{automation.name}: created"
+    if _content(existing[0]) == _content(automation):
+        return f"{automation.name}: up to date"
+    # An automation that is written anew forgets what it was waiting for.
     client.update_automation(existing[0].id, automation)
-    return f"{automation.name}: up to date"
+    return f"{automation.name}: updated"
+
+
+def _content(automation: AutomationCore) -> dict[str, Any]:
+    return automation.model_dump(include=set(AutomationCore.model_fields), exclude={"trigger": {"id"}})
 
 
 def _notification_blocks(client: SyncPrefectClient) -> dict[str, str]:

@@ -12,9 +12,9 @@ from prefect.utilities.annotations import quote
 
 from bind_core.config import DatasetConfig
 from bind_core.errors import BindDataError
-from flows.generate import generate_dataset
+from flows.generate import IncompleteRunError, generate_dataset
 from flows.options import recorded
-from flows.outcomes import failed, log_failure
+from flows.outcomes import failed
 from flows.parameter_help import with_parameter_help
 from storage.arrivals import Arrival, ArrivedSimulation, arrivals, names
 from storage.layout import DatasetLayout
@@ -85,10 +85,13 @@ def make_new_simulations(
         )
     if not new:
         return Completed(message=_nothing_new(arrived))
-    made = cast(State[RunSummary], generate_dataset(config, new, refresh, return_state=True))
-    if not made.is_completed():
-        log_failure(made.message or made.name or "")
-    return made
+    try:
+        summary = cast(RunSummary, generate_dataset(config, new, refresh))
+    except IncompleteRunError as error:
+        return failed(error, str(error))
+    except BindDataError as error:
+        return failed(error)
+    return Completed(message=summary.headline, data=summary)
 
 
 def _nothing_new(arrived: tuple[ArrivedSimulation, ...]) -> str:

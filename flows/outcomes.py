@@ -23,11 +23,6 @@ def failed(error: BindDataError, message: str = "") -> State[Any]:
         What to show; by default the error with its type.
     """
     message = message or f"{type(error).__name__}: {error}"
-    log_failure(message)
-    return Failed(message=message, data=error)
-
-
-def log_failure(message: str) -> None:
-    """Put the cause into the run's log, if it is that of a deployment: at a terminal the command says it."""
-    if deployment.id is not None:
+    if deployment.id is not None:  # at a terminal, the command says it
         get_run_logger().error(message)
+    return Failed(message=message, data=error)
