@@ -1,0 +1,316 @@
+"""Samples for training: a map-style data set over single files or shards, which a `torch.utils.data.DataLoader` takes.
+
+Imports torch only to learn which worker it runs in, and does without it.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from bind_core.errors import BindDataError
+from bind_core.normalization import NormalizationStats, normalize
+from bind_core.sample import Sample
+from bind_core.splits import Split
+
+Arrays = dict[str, NDArray]
+"""The arrays of one sample, by the names of its contract."""
+
+_MAPS = ("condition", "target", "large_scale")
+_ARRAYS = "samples.zarr"
+_ROWS = "samples.parquet"
+
+
+class DatasetError(BindDataError):
+    """Samples that cannot be read for training."""
+
+
+class Reader(Protocol):
+    """Where samples come from."""
+
+    rows: pl.DataFrame
+    """A row of the manifest for each sample, in order."""
+
+    def read(self, numbers: Sequence[int]) -> list[Arrays]:
+        """Return samples by their numbers, counted from 0 in the order of the rows."""
+
+
+class FileReader:
+    """Reads the ``.npz`` of a data set.
+
+    Parameters
+    ----------
+    root : Path
+        Root of the data set.
+    rows : DataFrame, optional
+        Rows of its table ``samples``, at least ``path``, ``split`` and ``config_digest``; by default those of
+        ``samples.parquet``, which `bind-data card` writes.
+
+    Raises
+    ------
+    DatasetError
+        If there is no such file.
+    """
+
+    def __init__(self, root: Path, rows: pl.DataFrame | None = None) -> None:
+        self.root = Path(root)
+        self.rows = _read_rows(self.root, "bind-data card") if rows is None else rows
+        self._paths = self.rows["path"].to_list()
+
+    def read(self, numbers: Sequence[int]) -> list[Arrays]:
+        """Return samples by their numbers."""
+        return [self._read(self.root / self._paths[number]) for number in numbers]
+
+    def _read(self, path: Path) -> Arrays:
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+        except (OSError, ValueError) as error:
+            raise DatasetError(
+                f"Cannot read the sample {path}: {error}. `bind-data audit --depth verified` says what else is "
+                "damaged, `bind-data repair` makes it again."
+            ) from error
+
+
+class ShardReader:
+    """Reads a pack of Zarr shards.
+
+    Parameters
+    ----------
+    folder : Path
+        What `bind-data pack` has made.
+
+    Raises
+    ------
+    DatasetError
+        If it is no such pack.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.rows = _read_rows(self.folder, "bind-data pack")
+        self._arrays: dict[str, Any] = {}
+        self._process = -1
+
+    def read(self, numbers: Sequence[int]) -> list[Arrays]:
+        """Return samples by their numbers."""
+        self._open()
+        try:
+            return [
+                {name: np.asarray(array[int(number)]) for name, array in self._arrays.items()} for number in numbers
+            ]
+        except (OSError, ValueError) as error:
+            raise DatasetError(
+                f"Cannot read the pack {self.folder}: {error}. `bind-data pack --verify` says what is damaged; remove "
+                "it and pack again."
+            ) from error
+
+    def _open(self) -> None:
+        """Open the arrays, in each process anew: the threads that read them do not survive a fork."""
+        if self._process == os.getpid():
+            return
+        import zarr
+
+        try:
+            group = zarr.open_group(self.folder / _ARRAYS, mode="r")
+        except (OSError, ValueError) as error:
+            raise DatasetError(f"{self.folder} is no pack of shards: {error}.") from error
+        self._arrays = dict(group.arrays())
+        self._process = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is open, for workers that are spawned."""
+        return self.__dict__ | {"_arrays": {}, "_process": -1}
+
+
+class Augmentation:
+    """Mirrors and turns the maps of a sample at random, by one of the eight symmetries of a square.
+
+    All maps are changed alike, and ``rotation`` with them: it then maps from the box frame to the changed frame, and
+    has the determinant -1 where the maps are mirrored. Nothing is shifted or wrapped, since windows are not periodic:
+    the halo, which sits on node npix / 2, sits on node npix / 2 - 1 along an axis that was reversed.
+
+    Parameters
+    ----------
+    seed : int, optional
+        Makes the choices reproducible in one process; each worker of a DataLoader draws its own.
+    """
+
+    def __init__(self, seed: int | None = None) -> None:
+        self.seed = seed
+        self._random: np.random.Generator | None = None
+        self._drawn_for: tuple[int, int | None] | None = None
+
+    def __call__(self, sample: Arrays) -> Arrays:
+        """Return a sample, changed at random."""
+        return self.changed(sample, int(self._generator().integers(8)))
+
+    @staticmethod
+    def changed(sample: Arrays, symmetry: int) -> Arrays:
+        """Return a sample, changed by one of the symmetries.
+
+        Parameters
+        ----------
+        sample : dict of str to array
+            The maps' last two axes are x' and y'.
+        symmetry : int
+            0 to 7: quarter turns from x' to y' (0 to 3), and, from 4 on, x' reversed before.
+        """
+        if not 0 <= symmetry < 8:
+            raise ValueError(f"There are eight symmetries, 0 to 7; found {symmetry}")
+        turns, mirrored = symmetry % 4, symmetry >= 4
+        frame = np.linalg.matrix_power(np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]), turns)
+        if mirrored:
+            frame = frame @ np.diag([-1.0, 1.0, 1.0])
+        changed = dict(sample)
+        for name in _MAPS:
+            maps = sample[name][..., ::-1, :] if mirrored else sample[name]
+            changed[name] = np.ascontiguousarray(np.rot90(maps, turns, axes=(-2, -1)))
+        changed["rotation"] = frame @ sample["rotation"]
+        return changed
+
+    def _generator(self) -> np.random.Generator:
+        """Return this process's generator: forked workers would otherwise all draw the same."""
+        worker_seed = _worker_seed()
+        if self._random is None or self._drawn_for != (os.getpid(), worker_seed):
+            self._drawn_for = (os.getpid(), worker_seed)
+            known = [number for number in (self.seed, worker_seed) if number is not None]
+            self._random = np.random.default_rng(known or None)
+        return self._random
+
+
+class Normalized:
+    """Turns the maps of a sample into what a model sees, by `bind_core.normalization.normalize`.
+
+    Parameters
+    ----------
+    stats : NormalizationStats
+        Of the data set that the model is trained on.
+    config_digest : str
+        Digest of the configuration that the samples were made with.
+
+    Raises
+    ------
+    NormalizationMismatchError
+        If the statistics are of another configuration.
+    """
+
+    def __init__(self, stats: NormalizationStats, config_digest: str) -> None:
+        stats.require(config_digest)
+        self.stats = stats
+        self.config_digest = config_digest
+
+    def __call__(self, sample: Arrays) -> Arrays:
+        """Return a sample with its maps normalized."""
+        seen = normalize(Sample.from_arrays(sample), self.stats, self.config_digest)
+        return sample | {"condition": seen.condition, "target": seen.target, "large_scale": seen.large_scale}
+
+
+class SampleDataset:
+    """Samples by number, as dictionaries of arrays.
+
+    Parameters
+    ----------
+    reader : Reader
+        Where they come from.
+    split : Split or str, optional
+        ``train`` or ``test``; both by default.
+    where : str
+        A further condition on a row, in polars' SQL, e.g. ``halo_mass > 3e13``.
+    transform : callable, optional
+        Called with each sample last, e.g. a `Normalized`.
+    augmentation : Augmentation, optional
+        Called with each sample first.
+
+    Raises
+    ------
+    DatasetError
+        If the condition is none, or no sample fulfils it.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        *,
+        split: Split | str | None = None,
+        where: str = "",
+        transform: Callable[[Arrays], Mapping[str, Any]] | None = None,
+        augmentation: Augmentation | None = None,
+    ) -> None:
+        self.reader = reader
+        self.transform = transform
+        self.augmentation = augmentation
+        rows = reader.rows.with_row_index("number")
+        if split is not None:
+            rows = rows.filter(pl.col("split") == str(Split(split)))
+        if where:
+            try:
+                rows = rows.filter(pl.sql_expr(where))
+            except pl.exceptions.PolarsError as error:
+                raise DatasetError(f"The condition {where!r} cannot be used: {error}") from error
+        if rows.is_empty():
+            raise DatasetError(
+                f"None of {reader.rows.height:,} samples is in the split {split or 'train or test'}"
+                f"{f' and fulfils {where!r}' if where else ''}."
+            )
+        self._numbers = rows["number"].to_list()
+        self.rows = rows.drop("number")
+        """A row of the manifest for each sample, in order."""
+
+    @property
+    def config_digest(self) -> str:
+        """Digest of the configuration that the samples were made with.
+
+        Raises
+        ------
+        DatasetError
+            If there are several.
+        """
+        digests = self.rows["config_digest"].unique().sort().to_list()
+        if len(digests) != 1:
+            raise DatasetError(f"The samples are of {len(digests)} configurations: {', '.join(digests)}.")
+        return str(digests[0])
+
+    def normalized(self, stats: NormalizationStats) -> Self:
+        """Return the same samples with normalized maps; refused if the statistics are of another configuration."""
+        other = type(self).__new__(type(self))
+        other.__dict__ = self.__dict__ | {"transform": Normalized(stats, self.config_digest)}
+        return other
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self._numbers)
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        """Return a sample."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Mapping[str, Any]]:
+        """Return several samples, which a DataLoader asks for at once."""
+        return [self._finished(sample) for sample in self.reader.read([self._numbers[index] for index in indices])]
+
+    def _finished(self, sample: Arrays) -> Mapping[str, Any]:
+        if self.augmentation is not None:
+            sample = self.augmentation(sample)
+        return sample if self.transform is None else self.transform(sample)
+
+
+def _read_rows(folder: Path, command: str) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(folder / _ROWS)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DatasetError(
+            f"Cannot read {folder / _ROWS}, the rows of the samples: {error}. `{command}` writes it."
+        ) from error
+
+
+def _worker_seed() -> int | None:
+    """Return the seed that torch gives this worker for this epoch; None outside of workers."""
+    torch_data = sys.modules.get("torch.utils.data")
+    worker = None if torch_data is None else torch_data.get_worker_info()
+    return None if worker is None else int(worker.seed)
