@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,11 +170,18 @@ def run_attached(command: Sequence[str], listener: Listener) -> None:
     if stopped:
         raise JobStoppedError(f"The MPI job `{' '.join(command)}` was ended before it was done.")
     if process.returncode != 0:
-        kind = JobRefusedError if process.returncode == MISMATCH_STATUS else JobFailedError
-        raise kind(
+        raise failure_kind(process.returncode, last_errors)(
             f"The MPI job `{' '.join(command)}` ended with status {process.returncode}. Its last words:\n"
             + "\n".join(last_errors)
         )
+
+
+def failure_kind(status: int | None, last_errors: Iterable[str]) -> type[JobFailedError] | type[JobRefusedError]:
+    """Return what the failure of a job means, by its exit status and the end of its error output."""
+    # The status may be that of another rank, which was ended on behalf of this one.
+    said = f"exit code {MISMATCH_STATUS}"
+    mismatched = status == MISMATCH_STATUS or any(said in line for line in last_errors)
+    return JobRefusedError if mismatched else JobFailedError
 
 
 def mpiexec() -> Path:

@@ -4,22 +4,21 @@ import re
 import shlex
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from bind_core.slurm_jobs import SlurmJobSettings
 from storage.files import write_bytes
 from tasks.launchers import (
     KEPT_LINES,
-    MISMATCH_STATUS,
     JobFailedError,
     JobMemoryError,
-    JobRefusedError,
     JobStoppedError,
     JobTimedOutError,
     LauncherMissingError,
     Listener,
     MpiJob,
+    failure_kind,
 )
 from tasks.slurm import mpi_flags
 from tasks.slurm_queue import JobOutOfSightError, JobState, QueueUnreachableError, SlurmQueue
@@ -180,7 +179,7 @@ def wait_for_job(number: str, folder: Path, listener: Listener, poll_interval: f
         raise
     for stream in streams:
         stream.finish()
-    _judge(number, state, "\n".join(last_errors))
+    _judge(number, state, last_errors)
 
 
 def _end_of(
@@ -225,15 +224,16 @@ def _cancel(number: str, queue: SlurmQueue) -> None:
         time.sleep(_LOOK_INTERVAL)
 
 
-def _judge(number: str, state: JobState | None, last_errors: str) -> None:
+def _judge(number: str, state: JobState | None, last_errors: Collection[str]) -> None:
     """Raise what the end of a job means, unless it ended well."""
     if state is None or state.state == "COMPLETED":  # whether all is there is for its results to say
         return
     what = f"The SLURM job {number} ended as {state.state}"
-    words = f" Its last words:\n{last_errors}" if last_errors else ""
+    text = "\n".join(last_errors)
+    words = f" Its last words:\n{text}" if text else ""
     if state.state in _LOST:
         raise JobFailedError(f"{what}: {_LOST[state.state]}.{words}")
-    if state.state == "OUT_OF_MEMORY" or (state.state == "FAILED" and _OUT_OF_MEMORY.search(last_errors)):
+    if state.state == "OUT_OF_MEMORY" or (state.state == "FAILED" and _OUT_OF_MEMORY.search(text)):
         raise JobMemoryError(
             f"{what}: it needed more memory than it was given, and would again. Give it more (slurm_job.memory, per "
             f"node), or fewer ranks per node: they share the particles, but not their buffers.{words}"
@@ -249,7 +249,7 @@ def _judge(number: str, state: JobState | None, last_errors: str) -> None:
             f"run, started again, makes the rest.{words}"
         )
     status, _, signal = state.exit_code.partition(":")
-    kind = JobRefusedError if status == str(MISMATCH_STATUS) else JobFailedError
+    kind = failure_kind(int(status) if status.isdecimal() else None, last_errors)
     raise kind(f"{what}, with status {status or 'unknown'} and signal {signal or 'unknown'}.{words}")
 
 

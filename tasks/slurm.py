@@ -117,7 +117,7 @@ def mpi_library() -> str:
             f"mpi4py cannot load its MPI library: {asked.stderr.strip()[-300:]}. Load the module of the MPI that it "
             "was built with, or install one with `pip install mpich`."
         )
-    return asked.stdout.strip().split("\n")[0].strip()
+    return " ".join(asked.stdout.strip().split("\n")[0].split())
 
 
 def interface_of(library: str) -> str:
@@ -154,7 +154,10 @@ def outside_of_jobs(environment: Mapping[str, str]) -> dict[str, str]:
 
 def _offered_interfaces() -> set[str]:
     asked = _output_of(["srun", "--mpi=list"])
-    return set(re.findall(r"^\s+(\w+)\s*$", asked.stdout + asked.stderr, re.MULTILINE))
+    said = asked.stdout + asked.stderr
+    if asked.returncode != 0:
+        raise LauncherMissingError(f"srun does not work here, so no job can be started: {said.strip()[-300:]}")
+    return set(re.findall(r"^\s+(\w+)\s*$", said, re.MULTILINE))
 
 
 def _output_of(command: list[str]) -> subprocess.CompletedProcess[str]:
