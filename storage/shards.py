@@ -33,8 +33,7 @@ from storage.files import (
     write_bytes,
 )
 from storage.layout import DatasetLayout
-from storage.manifest import SAMPLE_ORDER
-from storage.queries import query
+from storage.manifest import Manifest
 from storage.recorded import RecordedSample, map_recorded
 from storage.samples import CONTRACT
 from storage.versions import DatasetVersion, resolve_version
@@ -120,7 +119,7 @@ def pack(
         The pack's folder, which is made; by default one in the data set that is named after the version, the
         condition and the format.
     where : str
-        Condition on a row of the table ``samples``, in DuckDB's SQL, e.g. ``halo_mass > 3e13``; by default all.
+        Condition on a row of the table ``samples``, in polars' SQL, e.g. ``halo_mass > 3e13``; by default all.
     pack_format : PackFormat
         Shards or tar files.
     threads : int
@@ -136,10 +135,8 @@ def pack(
     Raises
     ------
     PackError
-        If no sample is to be packed, if they are of several configurations or shapes, or if the folder holds
-        something else.
-    QueryError
-        If the condition is none.
+        If the condition is none, no sample fulfils it, they are of several configurations or shapes, or the folder
+        holds something else.
     RecordedSampleError, SampleError
         If a sample's file is not what was recorded.
     StorageFullError
@@ -301,9 +298,16 @@ class _Tars:
 
 
 def _rows(layout: DatasetLayout, version: DatasetVersion, where: str) -> pl.DataFrame:
-    condition = f"WHERE {where}" if where else ""
-    rows = query(layout, f"SELECT * FROM samples {condition}", version=version)  # noqa: S608 - it can only read
-    return rows.sort(SAMPLE_ORDER)
+    rows = Manifest(layout).samples(version.number)
+    if not where:
+        return rows
+    try:
+        return rows.filter(pl.sql_expr(where))
+    except pl.exceptions.PolarsError as error:
+        raise PackError(
+            f"The condition {where!r} cannot be used: {error}\nIt is one on the columns of the table samples, in SQL, "
+            "such as: halo_mass > 3e13 AND split = 'train'"
+        ) from error
 
 
 def _identity(

@@ -1,4 +1,4 @@
-"""The command `card`: what it writes where, and what it says of it."""
+"""The commands `card` and `pack`: what they write where, and what they say of it."""
 
 import json
 from pathlib import Path
@@ -35,3 +35,32 @@ def test_card_refuses_what_it_cannot_describe(sound: MadeDataset, elsewhere: Pat
     assert "no version '9'" in refused("card", "-d", sound.root, "--output", "card", "--version", "9")
     assert "Cannot write file/card" in refused("card", "-d", sound.root, "--output", "file/card")
     assert on_disk(elsewhere) == before
+
+
+def test_pack_makes_and_verifies(sound: MadeDataset, elsewhere: Path) -> None:
+    """A pack goes where asked and is verified; damage ends with status 1 and its names, JSON too."""
+    answer = json.loads(fine("pack", "-d", sound.root, "--output", "packed", "--where", "rotation = 1", "--json"))
+    assert answer["folder"] == "packed"
+    assert answer["n_samples"] == len(list(Path(sound.root).rglob("t*/sim_*/*_rot_1.npz")))
+    assert "undamaged" in fine("pack", "-d", sound.root, "--verify", "packed")
+    (elsewhere / "packed" / "samples.parquet").unlink()
+    assert "samples.parquet is missing" in refused("pack", "-d", sound.root, "--verify", "packed")
+    found = call("pack", "-d", sound.root, "--verify", "packed", "--json")
+    assert (found.exit_code, json.loads(found.stdout)["ok"]) == (1, False)
+
+
+def test_pack_writes_tars(sound: MadeDataset, elsewhere: Path) -> None:
+    """Tar files are named for WebDataset; how many samples they hold is said."""
+    assert "samples of version 0" in fine("pack", "-d", sound.root, "--output", "tars", "--tar").replace("\n", " ")
+    assert [path.name for path in (elsewhere / "tars").glob("*.tar")] == ["samples-000000.tar"]
+
+
+def test_pack_refuses_what_it_cannot_pack(sound: MadeDataset, elsewhere: Path) -> None:
+    """Conditions that are none, folders of something else and no samples end with a message and no pack."""
+    assert "cannot be used" in refused("pack", "-d", sound.root, "--output", "packed", "--where", "halo <")
+    nothing = ("--output", "packed", "--where", "halo = 99")
+    assert "no sample where halo = 99" in refused("pack", "-d", sound.root, *nothing)
+    (elsewhere / "mine").mkdir()
+    assert "is no pack" in refused("pack", "-d", sound.root, "--output", "mine")
+    assert "is no pack" in refused("pack", "-d", sound.root, "--verify", "mine")
+    assert not (elsewhere / "packed").exists()
