@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectNotFound
@@ -27,6 +28,7 @@ REPOSITORY = Path(flows.__file__).parents[1]
 
 _TABLE_VARIABLE = "BIND_PARAM_FILE"
 _DATASET_VARIABLE = "BIND_DATASET"
+_ANSWER = 30.0
 _LAST_LINES = 20
 
 
@@ -98,9 +100,12 @@ def _server() -> Iterator[SyncPrefectClient]:
             "There is no server to deploy to: set PREFECT_API_URL to its address, such as "
             "http://127.0.0.1:4200/api. `bind-data serve` starts one and deploys to it."
         )
+    try:
+        httpx.get(f"{url}/health", timeout=_ANSWER)  # Prefect's client tries for a minute
+    except httpx.HTTPError as error:
+        message = f"No Prefect server answers at {url} ({error}). Start it, or correct PREFECT_API_URL."
+        raise DeployError(message) from error
     with get_client(sync_client=True) as client:
-        if (error := client.api_healthcheck()) is not None:
-            raise DeployError(f"No Prefect server answers at {url} ({error}). Start it, or correct PREFECT_API_URL.")
         yield client
 
 

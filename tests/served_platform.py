@@ -155,10 +155,10 @@ def serving(folder: Path, suite: Path) -> Iterator[ServedPlatform]:
         assert process.poll() is None, platform.output
         yield platform
     finally:
-        everything = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        process.send_signal(signal.SIGTERM)
-        psutil.wait_procs(everything, timeout=60)
-        for left in everything:
-            if left.is_running():
-                left.kill()
+        if process.poll() is None:
+            everything = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+            process.send_signal(signal.SIGTERM)
+            _, left = psutil.wait_procs(everything, timeout=60)
+            for straggler in left:
+                straggler.kill()
         process.wait(timeout=60)
