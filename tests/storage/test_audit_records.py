@@ -17,7 +17,7 @@ from bind_core.findings import Severity
 from bind_core.parameters import find_parameter_file, read_parameter_table
 from bind_core.projection import Backend
 from storage.audit_depth import Depth
-from storage.audit_result import AuditCode
+from storage.audit_result import AuditCode, Outcome
 from storage.blocks import block_outcomes, plan_block, screen_block
 from storage.checklist import MOST_FINDINGS, Checklist, Offenders
 from storage.files import TEMPORARY_SUFFIX
@@ -296,6 +296,11 @@ def test_samples_that_were_not_made_yet_are_a_warning(dataset: AuditedDataset) -
         (AuditCode.MISSING_SAMPLE, f"SB35_{number}", "4 of them missing") for number in range(4)
     }
     assert result.ok
+    (check,) = [check for check in result.checks if check.findings]
+    assert (check.name, check.outcome, check.errors) == ("every planned sample exists", Outcome.WARNINGS, 0)
+    dataset.file(FIRST).unlink()
+    outcomes = {check.name: check.outcome for check in dataset.audit(Depth.KNOWN).checks if check.findings}
+    assert outcomes == {"every planned sample exists": Outcome.WARNINGS, "every sample's file is there": Outcome.FAILED}
 
 
 def test_without_the_suite_the_rest_is_audited(dataset: AuditedDataset) -> None:
