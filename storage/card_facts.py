@@ -13,8 +13,9 @@ from bind_core.parameters import find_parameter_file, read_parameter_table
 from bind_core.sample import TARGET_CHANNELS
 from bind_core.splits import Split
 from storage.columns import SAMPLES, Column, SimulationStatus
+from storage.commits import ManifestVersion
 from storage.layout import DatasetLayout
-from storage.manifest import Manifest, ManifestVersion, recorded_configuration
+from storage.manifest import Manifest, recorded_configuration
 from storage.samples import CONTRACT, SampleError, read_sample
 from storage.statistics import STATISTICS_FILES, StatisticsError, read_statistics
 from storage.versions import DatasetVersion

@@ -8,7 +8,6 @@ import getpass
 import os
 import socket
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +19,7 @@ import polars as pl
 from bind_core.config import DatasetConfig
 from bind_core.errors import BindDataError
 from storage.columns import SAMPLES, SIMULATIONS, ManifestError, TableForm
+from storage.commits import ManifestVersion, version_of
 from storage.compaction import keep_compact
 from storage.files import one_at_a_time, sha256_of, write_bytes
 from storage.layout import DatasetLayout
@@ -43,29 +43,6 @@ _SHOWN_IDS = 10
 
 class ConfigurationMismatchError(BindDataError):
     """A data set that was made with settings other than those of this run."""
-
-
-@dataclass(frozen=True)
-class ManifestVersion:
-    """A version of the table ``samples``, and who made it; texts are empty where the commit does not say."""
-
-    version: int
-    committed_at: datetime
-    """UTC."""
-    operation: str
-    """What Delta calls it: ``WRITE`` where rows were added; ``OPTIMIZE`` where only the files were rearranged."""
-    run_id: str
-    """Run that made the commit."""
-    samples_added: int
-    samples_removed: int = 0
-    """A sample that was made anew counts as added and as removed."""
-    action: str = ""
-    """What it was for: ``generate``, ``refresh``, ``repair``, ``compact``."""
-    user: str = ""
-    host: str = ""
-    config_digest: str = ""
-    """Of the configuration's content."""
-    code_version: str = ""
 
 
 class Manifest:
@@ -162,7 +139,7 @@ class Manifest:
     @property
     def versions(self) -> list[ManifestVersion]:
         """All versions of the table ``samples``, oldest first."""
-        return [_version(entry) for entry in table_history(self.layout.samples_table)]
+        return [version_of(entry) for entry in table_history(self.layout.samples_table)]
 
     def commit(
         self,
@@ -442,21 +419,6 @@ def _differences(layout: DatasetLayout, recorded: dict[str, Any], current: dict[
         "samples anew."
     )
     return "\n".join(lines)
-
-
-def _version(entry: dict[str, Any]) -> ManifestVersion:
-    metrics = entry.get("operationMetrics", {})  # of commits by other tools, which say no more
-    added = metrics.get("num_added_rows") or metrics.get("num_target_rows_inserted") or 0
-    removed = metrics.get("num_deleted_rows") or metrics.get("num_target_rows_deleted") or 0
-    texts = ("run_id", "action", "user", "host", "config_digest", "code_version")
-    return ManifestVersion(
-        version=entry["version"],
-        committed_at=datetime.fromtimestamp(entry["timestamp"] / 1000, UTC),
-        operation=entry["operation"],
-        samples_added=int(entry.get("samples_added", added)),
-        samples_removed=int(entry.get("samples_removed", removed)),
-        **{name: entry.get(name, "") for name in texts},
-    )
 
 
 def user_name() -> str:

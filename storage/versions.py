@@ -10,8 +10,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from bind_core.errors import BindDataError
+from storage.commits import ManifestVersion
 from storage.layout import DatasetLayout
-from storage.manifest import Manifest, ManifestVersion
+from storage.manifest import Manifest
 from storage.tables import BEFORE_THE_FIRST, table_history
 from storage.tags import Tag, new_tag, read_tags, write_tag
 

@@ -30,7 +30,10 @@ _MOST_ROWS = 1000
 def status(
     dataset: DatasetOption = Path(), version: VersionOption = None, at: AtOption = None, as_json: JsonOption = False
 ) -> None:
-    """Say where every simulation of a data set stands, or stood at an earlier version by the record of then."""
+    """Say where every simulation of a data set stands, and which files are lost or orphaned.
+
+    Of an earlier version, by the record of then. Exit status 0 if nothing is left to be done or mended.
+    """
     with errors_explained():
         from storage.file_listing import unmatched_files
         from storage.manifest import Manifest, layout_at
