@@ -117,9 +117,10 @@ class Cluster:
         variables = os.environ | {"SLURM_CONF": str(self.configuration)}
         return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60, check=False).stdout
 
-    def running(self) -> list[str]:
-        """Return the jobs that are in the queue and have not ended."""
-        return self.said("squeue", "--noheader", "--format=%A").split()
+    def running(self, job: str = "") -> list[str]:
+        """Return the jobs, or the tasks of one, that are in the queue and have not ended."""
+        which = [f"--jobs={job}"] if job else []
+        return self.said("squeue", "--noheader", "--format=%A", *which).split()
 
     def all_jobs(self) -> list[str]:
         """Return all jobs that SLURM remembers."""
@@ -130,8 +131,9 @@ class Cluster:
         words = self.said("scontrol", "--oneliner", "show", "job", job).split()
         return next((word.split("=", 1)[1] for word in words if word.startswith(f"{name}=")), "")
 
-    def state(self, job: str) -> str:
-        return self.fact(job, "JobState")
+    def states(self, job: str) -> set[str]:
+        """Return the states of a job, or of the tasks of an array."""
+        return set(self.said("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T").split())
 
     def _run_daemon(self, *command: str) -> None:
         log = (self.folder / f"{command[0]}.out").open("wb")

@@ -1,0 +1,85 @@
+"""Dask workers as SLURM jobs, on a real SLURM."""
+
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from batch_runs import digests, environment
+from flow_runs import configuration, ranks_below
+from served_platform import free_port
+from slurm_cluster import Cluster, wait_until
+
+from bind_core.config import DatasetConfig, Stratum
+from storage.mock_suite import MockSuite
+
+pytestmark = [pytest.mark.slurm, pytest.mark.mpi, pytest.mark.prefect]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Start a Prefect server that other machines can reach; return the environment of its clients."""
+    port = free_port()
+    clients = environment(
+        PREFECT_HOME=tmp_path_factory.mktemp("prefect"),
+        PREFECT_API_URL=f"http://{socket.gethostname()}:{port}/api",
+        PREFECT_SERVER_ANALYTICS_ENABLED="false",
+        DO_NOT_TRACK="1",
+    )
+    program = str(Path(sys.executable).with_name("prefect"))
+    process = subprocess.Popen(
+        [program, "server", "start", "--host", "0.0.0.0", "--port", str(port), "--no-ui"],  # noqa: S104
+        env=clients,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield clients
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def generate(config: DatasetConfig, file: Path, variables: dict[str, str]) -> None:
+    file.write_text(config.to_yaml())
+    command = [str(Path(sys.executable).with_name("bind-data")), "generate", "--config", str(file)]
+    subprocess.run(command, env=variables, check=True, timeout=300)
+
+
+def test_a_lost_job_is_submitted_anew_and_loses_nothing(
+    suite: MockSuite, tmp_path: Path, cluster: Cluster, server: dict[str, str]
+) -> None:
+    """Blocks are worked on by two jobs; one is cancelled mid-block, and nothing can be seen of it in the data set."""
+    before = set(cluster.all_jobs())
+    settings = {"strata": [Stratum(rotations=40)], "ranks": 1}
+    config = configuration(
+        suite,
+        tmp_path / "dataset",
+        runner="dask",
+        dask={"workers": 2, "slurm": True, "interface": "lo"},
+        slurm_job={"memory": "2000", "time_limit": "00:10:00"},
+        **settings,
+    )
+
+    cancelled: list[str] = []
+
+    def cancel_one() -> None:
+        wait_until(lambda: any(file.stat().st_size for file in config.output_root.rglob("progress.jsonl")), "progress")
+        job = max(set(cluster.running()) - before)
+        cluster.said("scancel", job)
+        cancelled.append(job)
+
+    canceller = threading.Thread(target=cancel_one)
+    canceller.start()
+    generate(config, tmp_path / "config.yaml", server | {"SLURM_CONF": str(cluster.configuration)})
+    canceller.join()
+    jobs = set(cluster.all_jobs()) - before
+    assert len(jobs) >= 3, "no job was submitted in place of the cancelled one"
+    assert cluster.states(cancelled[0]) == {"CANCELLED"}
+    wait_until(lambda: not set(cluster.running()) & jobs, "the end of all jobs")
+    assert not ranks_below(config.output_root)
+    generate(configuration(suite, tmp_path / "threads", **settings), tmp_path / "config.yaml", server)
+    assert digests(config.output_root) == digests(tmp_path / "threads")
