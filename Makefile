@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
-SOURCES := bind_core storage tasks flows data tests bench process_simulations.py
+SOURCES := bind_core storage tasks flows data tests bench process_simulations.py add_large_scale.py
 
 .PHONY: help install demo serve test lint types bench pylians clean
 
