@@ -118,7 +118,7 @@ def test_a_cancelled_job_is_resumed_by_submitting_it_again(
     submission: Submission, suite: MockSuite, tmp_path: Path
 ) -> None:
     """After scancel in the middle no rank is left, and the same job again makes the rest, to the same bytes."""
-    config = configuration(suite, submission.root, strata=[{"rotations": 60}])
+    config = configuration(suite, submission.root, strata=[{"rotations": 30}])
     undisturbed = config.model_copy(update={"output_root": tmp_path / "undisturbed"})
     make(undisturbed)
     file = tmp_path / "config.yaml"
