@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -42,6 +42,7 @@ from storage.layout import DatasetLayout
 from storage.manifest import Manifest, open_dataset
 from storage.preparation import prepare_root, with_absolute_paths
 from storage.recording import new_run_id
+from storage.replacement import staging_kept
 from storage.results import SimulationResult
 from storage.summary import RunSummary, summarise
 from storage.workload import Workload
@@ -180,7 +181,9 @@ class _Run:
         if workload.outstanding:
             prepare_root(self.layout.root)
             manifest.finish_interrupted()
-            with noted_signals() as self.signals:
+            replaces = self.refresh or self.remake
+            staging = staging_kept(self.layout, self.run_id) if replaces else nullcontext()
+            with noted_signals() as self.signals, staging:
                 self._execute(workload, manifest)
             workload = self._plan(manifest, (), name="take stock")
         else:

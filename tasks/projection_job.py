@@ -16,6 +16,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from itertools import pairwise
@@ -35,6 +36,8 @@ from bind_core.mesh import ParticleMesh
 from bind_core.plan import BlockPlan, SimulationPlan
 from bind_core.wrapping import into_box
 from storage.files import StorageFullError, write_bytes
+from storage.layout import DatasetLayout
+from storage.replacement import staging_kept
 from storage.results import SimulationResult
 from tasks.block_files import result_file
 from tasks.launchers import MISMATCH_STATUS
@@ -222,6 +225,13 @@ def watch_standard_input() -> None:
     threading.Thread(target=wait_for_end, daemon=True).start()
 
 
+def _staging(comm: MPI.Intracomm, plan: BlockPlan) -> AbstractContextManager[None]:
+    """Keep what the job stages from other runs, which may be the only ones left if its own was killed."""
+    if comm.rank or not any(simulation.replaced for simulation in plan.simulations):
+        return nullcontext()
+    return staging_kept(DatasetLayout(plan.config.output_root, plan.config.set_name), plan.run_id)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a block from a plan file, and leave a result file for each simulation beside it."""
     parser = argparse.ArgumentParser(description="Make the samples of a block of simulations (an MPI program).")
@@ -244,7 +254,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.watch_stdin and comm.rank == 0:
             watch_standard_input()
         plan = BlockPlan.from_json(options.plan.read_text(encoding="utf-8"))
-        results = project_block(comm, plan, print_progress, on_result=save, on_simulation=messages.begin)
+        with _staging(comm, plan):
+            results = project_block(comm, plan, print_progress, on_result=save, on_simulation=messages.begin)
         errors = comm.bcast([(result.error, result.simulation) for result in results if result.error])
     except JobMismatchError as error:
         messages.say(logging.ERROR, str(error))
