@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from platform_fixtures import first_run, platform  # noqa: F401  (fixtures)
 
 from bind_core.config import DatasetConfig
 from storage.mock_suite import CatalogueLayout, Compression, MockFormat, MockSuite, SnapshotLayout, write_mock_suite

@@ -100,7 +100,12 @@ class ServedPlatform:
         )
 
     def ask(self, method: str, path: str, **body: Any) -> Any:
-        response = httpx.request(method, f"{self.url}/api{path}", json=body or None, timeout=60)
+        def answer() -> httpx.Response | None:
+            """Ask, and ask again if the database is busy, as Prefect's own client does."""
+            response = httpx.request(method, f"{self.url}/api{path}", json=body or None, timeout=60)
+            return None if response.status_code == httpx.codes.SERVICE_UNAVAILABLE else response
+
+        response = wait_for(answer, f"an answer to {method} {path}")
         response.raise_for_status()
         return response.json() if response.content else None
 
