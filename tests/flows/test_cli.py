@@ -23,7 +23,13 @@ from tasks.launchers import without_mpi_variables
 pytestmark = [pytest.mark.mpi, pytest.mark.usefixtures("elsewhere")]
 
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
-LOOKING = [name for name, command in COMMANDS.items() if any("--dataset" in option.opts for option in command.params)]
+AHEAD = {"deploy", "serve"}
+"""Commands about a data set that may not exist yet, which is nobody's current folder."""
+LOOKING = [
+    name
+    for name, command in COMMANDS.items()
+    if name not in AHEAD and any("--dataset" in option.opts for option in command.params)
+]
 
 
 # Help
