@@ -30,11 +30,11 @@ def open_page(browser: Browser, platform: ServedPlatform) -> Iterator[Callable[[
 
 
 def test_the_deployments_are_listed(open_page: Callable[[str], Page]) -> None:
-    """The page of deployments shows all five, with their flows, by name."""
+    """The page of deployments shows all six, with their flows, by name."""
     page = open_page("/v2/deployments")
-    for name in ("audit-known", "audit-verified", "generate", "new-simulations", "normalize"):
+    for name in ("audit-known", "audit-verified", "generate", "new-simulations", "normalize", "pack"):
         expect(page.get_by_role("link", name=name, exact=True).first).to_be_visible()
-    expect(page.get_by_text("5 Deployments")).to_be_visible()
+    expect(page.get_by_text("6 Deployments")).to_be_visible()
     expect(page.get_by_text("Upgrade")).to_have_count(0)
 
 

@@ -17,17 +17,20 @@ A_BLOCK = {"bind-data-notify": "00000000-0000-4000-8000-000000000000"}
 
 
 def test_the_shipped_file_is_sound() -> None:
-    """It deploys five flows, each explained and tagged, with its parameters enforced, a limit and a work pool."""
+    """It deploys six flows, each explained and tagged, with its parameters enforced, a limit and a work pool."""
     found = read_deployment_file(REPOSITORY / "prefect.yaml")
     names = {deployment.name for deployment in found.deployments}
-    assert names == {"generate", "new-simulations", "audit-known", "audit-verified", "normalize"}
+    assert names == {"generate", "new-simulations", "audit-known", "audit-verified", "normalize", "pack"}
     assert all(deployment.enforce_parameter_schema for deployment in found.deployments)
     assert all("bind-data" in deployment.tags for deployment in found.deployments)
     assert found.work_pools == ["bind-data"]
     scheduled = {deployment.name for deployment in found.deployments if deployment.schedules}
     assert scheduled == {"new-simulations", "audit-known", "audit-verified"}
-    (follow_up,) = (deployment for deployment in found.deployments if deployment.triggers)
-    assert follow_up.name == "normalize"
+    follow_ups = {deployment.name: deployment.triggers for deployment in found.deployments if deployment.triggers}
+    assert {name: trigger.get("enabled", True) for name, (trigger,) in follow_ups.items()} == {
+        "normalize": True,
+        "pack": False,
+    }
 
 
 def of(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:

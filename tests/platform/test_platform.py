@@ -82,7 +82,7 @@ def messages() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 def test_everything_is_deployed_at_the_start(platform: ServedPlatform, silenced_run: str) -> None:
     """Each deployment has its work pool, limit and help on the server; without a data set, schedules are off."""
     found = {deployment["name"]: deployment for deployment in platform.ask("POST", "/deployments/filter")}
-    assert set(found) == {"generate", "new-simulations", "audit-known", "audit-verified", "normalize"}
+    assert set(found) == {"generate", "new-simulations", "audit-known", "audit-verified", "normalize", "pack"}
     for deployment in found.values():
         assert deployment["work_pool_name"] == "bind-data"
         assert deployment["global_concurrency_limit"]["limit"] == 1
@@ -178,7 +178,7 @@ def test_deploying_again_changes_nothing_but_turns_schedules_on(platform: Served
     assert "bind-data: runs without a sign of life: up to date" in deployed_again
     assert "are off" not in deployed_again
     found = platform.ask("POST", "/deployments/filter")
-    assert len(found) == 5
+    assert len(found) == 6
     assert {d["name"]: [s["active"] for s in d["schedules"]] for d in found if d["schedules"]} == {
         "new-simulations": [True],
         "audit-known": [True],
