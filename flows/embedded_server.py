@@ -19,11 +19,12 @@ import httpx
 from bind_core.errors import BindDataError
 
 _STARTUP = 120.0
+_PATIENCE = 30.0
 _GRACE = 5.0
 
 
 class ServerError(BindDataError):
-    """An embedded server that does not start."""
+    """A Prefect server that does not start or does not answer."""
 
 
 def start_embedded_server() -> str:
@@ -45,6 +46,24 @@ def start_embedded_server() -> str:
         )
     atexit.register(_end, process)  # when Prefect's own threads have sent the last of their logs and events
     _await_answer(url, process)
+    return url
+
+
+def server_at(url: str) -> str:
+    """Return the address of a server's API, if it answers.
+
+    Raises
+    ------
+    ServerError
+        If it does not.
+    """
+    try:
+        httpx.get(f"{url}/health", timeout=_PATIENCE)  # whatever it says: it may ask for a key first
+    except httpx.HTTPError as error:
+        raise ServerError(
+            f"PREFECT_API_URL is {url}, but no Prefect server answers there: {error}. Start it, with `bind-data serve` "
+            "or `prefect server start`, or unset PREFECT_API_URL: then a server is started for the run."
+        ) from error
     return url
 
 

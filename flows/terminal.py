@@ -153,15 +153,18 @@ def prefect_server(verbose: bool) -> Iterator[None]:
     Raises
     ------
     ServerError
-        If an embedded server does not start.
+        If the server does not answer, or an embedded one does not start.
     """
     prepare_prefect(verbose)
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    from flows.embedded_server import start_embedded_server
+    from flows.embedded_server import server_at, start_embedded_server
 
-    with terminable(), temporary_settings({PREFECT_API_URL: PREFECT_API_URL.value() or start_embedded_server()}):
-        yield
+    given = PREFECT_API_URL.value()
+    with terminable():
+        url = start_embedded_server() if given is None else server_at(given)
+        with temporary_settings({PREFECT_API_URL: url}):
+            yield
 
 
 @contextmanager
