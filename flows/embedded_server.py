@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import httpx
 
@@ -71,6 +72,8 @@ def _await_answer(url: str, process: "subprocess.Popen[bytes]") -> None:
     try:  # whoever connects before it is ready is kept waiting
         httpx.get(f"{url}/health", timeout=_STARTUP, trust_env=False).raise_for_status()
     except httpx.HTTPError as error:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=_GRACE)  # it may have closed its door just now
         status = process.poll()
         state = "is still starting" if status is None else f"has ended with status {status}"
         raise ServerError(
