@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from batch_runs import digests, environment
 from flow_runs import configuration, ranks_below
@@ -37,10 +38,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
         stderr=subprocess.DEVNULL,
     )
     try:
+        wait_until(lambda: answers(clients["PREFECT_API_URL"]), "the server")
         yield clients
     finally:
         process.terminate()
         process.wait(60)
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=30).is_success
+    except httpx.HTTPError:
+        return False
 
 
 def generate(config: DatasetConfig, file: Path, variables: dict[str, str]) -> None:
@@ -52,33 +61,31 @@ def generate(config: DatasetConfig, file: Path, variables: dict[str, str]) -> No
 def test_a_lost_job_is_submitted_anew_and_loses_nothing(
     suite: MockSuite, tmp_path: Path, cluster: Cluster, server: dict[str, str]
 ) -> None:
-    """Blocks are worked on by two jobs; one is cancelled mid-block, and nothing can be seen of it in the data set."""
+    """The only worker's job is cancelled mid-block; another one takes its place, and the data set does not show it."""
     before = set(cluster.all_jobs())
     settings = {"strata": [Stratum(rotations=40)], "ranks": 1}
     config = configuration(
         suite,
         tmp_path / "dataset",
         runner="dask",
-        dask={"workers": 2, "slurm": True, "interface": "lo"},
+        dask={"workers": 1, "slurm": True, "interface": "lo"},
         slurm_job={"memory": "2000", "time_limit": "00:10:00"},
         **settings,
     )
-
     cancelled: list[str] = []
 
     def cancel_one() -> None:
         wait_until(lambda: any(file.stat().st_size for file in config.output_root.rglob("progress.jsonl")), "progress")
-        job = max(set(cluster.running()) - before)
-        cluster.said("scancel", job)
-        cancelled.append(job)
+        cancelled.extend(set(cluster.running()) - before)
+        cluster.said("scancel", *cancelled)
 
     canceller = threading.Thread(target=cancel_one)
     canceller.start()
     generate(config, tmp_path / "config.yaml", server | {"SLURM_CONF": str(cluster.configuration)})
     canceller.join()
     jobs = set(cluster.all_jobs()) - before
-    assert len(jobs) >= 3, "no job was submitted in place of the cancelled one"
-    assert cluster.states(cancelled[0]) == {"CANCELLED"}
+    assert [cluster.fact(job, "JobState") for job in cancelled] == ["CANCELLED"]
+    assert len(jobs) >= 2
     wait_until(lambda: not set(cluster.running()) & jobs, "the end of all jobs")
     assert not ranks_below(config.output_root)
     generate(configuration(suite, tmp_path / "threads", **settings), tmp_path / "config.yaml", server)
