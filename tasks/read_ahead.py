@@ -18,6 +18,9 @@ Value = TypeVar("Value")
 _GIB = 1 << 30
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
+_SLURM_LIMIT = "SLURM_MEM_PER_NODE"
+"""Variable with the memory of a SLURM job on each node, in MiB; its control group is not the one of these files."""
+
 
 class ReadAhead(Generic[Value]):
     """Does one thing in the background, for whoever asks for it next.
@@ -72,9 +75,10 @@ def reads_ahead(config: DatasetConfig) -> bool:
 
 
 def memory_bytes() -> int:
-    """Return the memory that this process may use: the machine's, or what its control group allows."""
+    """Return the memory that this process may use: the machine's, or what its control group or SLURM job allows."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for file in _CGROUP_LIMITS:
         with suppress(OSError, ValueError):
             memory = min(memory, int(file.read_text()))
-    return memory
+    of_job = os.environ.get(_SLURM_LIMIT, "")
+    return min(memory, int(of_job) << 20) if of_job.isdecimal() and int(of_job) else memory

@@ -68,12 +68,17 @@ def test_nothing_is_begun_where_it_is_off() -> None:
         assert ahead.take("a", lambda: 2) == 2
 
 
-def test_memory_decides(tmp_path: Path) -> None:
-    """A machine with less memory than the setting asks for reads nothing ahead."""
+def test_memory_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine, or a SLURM job, with less memory than the setting asks for reads nothing ahead."""
+    monkeypatch.delenv("SLURM_MEM_PER_NODE", raising=False)
     suite = MockSuite(tmp_path, tmp_path, tmp_path, tmp_path / "table", (), {})
     gib = memory_bytes() / 2**30
     assert reads_ahead(config_of(suite, tmp_path, gib / 2))
     assert not reads_ahead(config_of(suite, tmp_path, gib * 2))
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", str(int(gib * 1024 / 4)))
+    assert not reads_ahead(config_of(suite, tmp_path, gib / 2))
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "0")  # all that the node has
+    assert reads_ahead(config_of(suite, tmp_path, gib / 2))
 
 
 def test_samples_are_the_same_and_all_but_the_first_component_are_read_in_the_background(
