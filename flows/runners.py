@@ -13,6 +13,7 @@ Workers report to the flow's own Prefect server, the embedded one included. Left
 import ipaddress
 import logging
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -66,13 +67,7 @@ def block_runner(config: DatasetConfig, folder: Path) -> Iterator[TaskRunner[Any
         stack.enter_context(temporary_settings({PREFECT_API_URL: _server_for_workers(config.dask)}))
         stack.enter_context(_quiet_dask())
         runner = stack.enter_context(_dask_runner(config, folder))
-        try:
-            _ = runner.client
-        except OSError as error:
-            raise RunnerError(
-                f"The Dask scheduler {config.dask.address} cannot be reached: {error}. Start it with `dask scheduler`, "
-                "or correct dask.address; without it, a cluster is started on this machine."
-            ) from error
+        _start(runner, config.dask)
         yield runner
 
 
@@ -123,7 +118,7 @@ def _dask_runner(config: DatasetConfig, folder: Path) -> DaskTaskRunner:
         return DaskTaskRunner(address=settings.address)
     if settings.slurm:
         return DaskTaskRunner(
-            cluster_class=_slurm_cluster(),
+            cluster_class=_slurm_cluster(config, folder),
             cluster_kwargs=slurm_options(config, folder),
             # Other than a fixed number, this has jobs submitted anew that have come to their time limit or died.
             adapt_kwargs={"minimum_jobs": settings.workers, "maximum_jobs": settings.workers},
@@ -139,18 +134,44 @@ def _dask_runner(config: DatasetConfig, folder: Path) -> DaskTaskRunner:
     )
 
 
-def _slurm_cluster() -> Any:
+def _start(runner: DaskTaskRunner, settings: DaskSettings) -> None:
+    """Start or reach the cluster now, and not with the first block."""
+    try:
+        _ = runner.client
+    except (OSError, RuntimeError, ValueError) as error:
+        if settings.address is None:
+            raise RunnerError(f"The Dask cluster of {settings} cannot be started: {error}") from error
+        raise RunnerError(
+            f"The Dask scheduler {settings.address} cannot be reached: {error}. Start it with `dask scheduler`, or "
+            "correct dask.address; without it, a cluster is started on this machine."
+        ) from error
+
+
+def _slurm_cluster(config: DatasetConfig, folder: Path) -> Any:
+    """Return the class of clusters whose workers are SLURM jobs, if SLURM takes such jobs."""
     try:
         from dask_jobqueue import SLURMCluster
+        from dask_jobqueue.slurm import SLURMJob
     except ImportError as error:
         raise RunnerError(
             "dask.slurm asks for Dask workers as SLURM jobs, which needs dask-jobqueue: "
             "`pip install -c constraints.txt 'bind-data[dask-slurm]'`."
         ) from error
-    if shutil.which("sbatch") is None:
+    sbatch = shutil.which("sbatch")
+    if sbatch is None:
         raise RunnerError(
             "dask.slurm asks for Dask workers as SLURM jobs, but there is no sbatch on the search path. Run this where "
             "jobs can be submitted, a login node for instance."
+        )
+    options = slurm_options(config, folder)
+    del options["scheduler_options"]
+    script = SLURMJob("tcp://scheduler:8786", name="worker", **options).job_script()
+    # A cluster would only log what SLURM says of a job that cannot be, and wait for its worker for ever.
+    tried = subprocess.run([sbatch, "--test-only"], input=script, capture_output=True, text=True, check=False)
+    if tried.returncode != 0:
+        raise RunnerError(
+            f"SLURM refuses the job of a Dask worker: {tried.stderr.strip()}\nCorrect slurm_job, or ranks, by which "
+            f"cores are asked for. The job is\n{script}"
         )
     return SLURMCluster
 

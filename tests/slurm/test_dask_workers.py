@@ -11,10 +11,12 @@ import httpx
 import pytest
 from batch_runs import digests, environment
 from flow_runs import configuration, ranks_below
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from served_platform import free_port
 from slurm_cluster import Cluster, wait_until
 
 from bind_core.config import DatasetConfig, Stratum
+from flows.runners import RunnerError, block_runner
 from storage.mock_suite import MockSuite
 
 pytestmark = [pytest.mark.slurm, pytest.mark.mpi, pytest.mark.prefect]
@@ -90,3 +92,31 @@ def test_a_lost_job_is_submitted_anew_and_loses_nothing(
     assert not ranks_below(config.output_root)
     generate(configuration(suite, tmp_path / "threads", **settings), tmp_path / "config.yaml", server)
     assert digests(config.output_root) == digests(tmp_path / "threads")
+
+
+@pytest.mark.parametrize(
+    ("dask", "job", "said"),
+    [
+        ({"interface": "lo"}, {"partition": "nowhere"}, "invalid partition"),
+        ({"interface": "ib7"}, {}, "'ib7' is not a valid network interface"),
+    ],
+)
+def test_workers_that_slurm_refuses_are_said(
+    suite: MockSuite,
+    tmp_path: Path,
+    cluster: Cluster,
+    server: dict[str, str],
+    dask: dict[str, object],
+    job: dict[str, object],
+    said: str,
+) -> None:
+    """What sbatch says of a partition, and Dask of a network, that is not there ends a run before it waits for it."""
+    settings = {"runner": "dask", "dask": {"slurm": True, **dask}, "slurm_job": job}
+    config = configuration(suite, tmp_path / "dataset", **settings)
+    with (
+        temporary_settings({PREFECT_API_URL: server["PREFECT_API_URL"]}),
+        pytest.raises(RunnerError, match=said),
+        block_runner(config, tmp_path),
+    ):
+        pass
+    assert not cluster.running()
