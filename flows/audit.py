@@ -104,8 +104,13 @@ def _publish(result: AuditResult, report: Path) -> None:
         key="audit-checks",
         description=result.verdict,
     )
-    create_markdown_artifact(_explanation(result, report), key="audit-verdict")
-    create_link_artifact(report.absolute().as_uri(), link_text="Report of the audit", key="audit-report")
+    create_markdown_artifact(_explanation(result, report), key="audit-verdict", description=result.verdict)
+    create_link_artifact(
+        report.absolute().as_uri(),
+        link_text="Report of the audit",
+        key="audit-report",
+        description=f"{report.absolute()}: to be opened where the data set can be reached",
+    )
 
 
 def _explanation(result: AuditResult, report: Path) -> str:

@@ -290,7 +290,11 @@ class _Run:
             description=summary.headline,
         )
         if summary.unsettled:
-            create_markdown_artifact(_explanation(summary), key="generation-problems")
+            create_markdown_artifact(
+                _explanation(summary),
+                key="generation-problems",
+                description=f"{len(summary.unsettled)} of {len(summary.simulations)} simulations need attention",
+            )
         if summary.made or not self.layout.contact_sheet_file.exists():
             sheet = sheet_of_dataset(self.layout, self.config.windows)
             if sheet is not None:

@@ -64,10 +64,14 @@ def normalize_dataset(
     except BindDataError as error:
         return failed(error)
     create_table_artifact(
-        stats.as_rows(),
+        [{name: _rounded(value) for name, value in row.items()} for row in stats.as_rows()],
         key="normalization",
         description=f"{stats.n_samples:,} samples, version {stats.manifest_version}; in {files[0].parent}",
     )
     what = f"Statistics of {stats.n_samples:,} samples in {files[0].parent}"
     get_run_logger().info(what)
     return Completed(message=what, data=files)
+
+
+def _rounded(value: object) -> object:
+    return f"{value:.6g}" if isinstance(value, float) else value
