@@ -101,4 +101,4 @@ mpi=$(cd "$home" && "$python" -m tasks.slurm) || exit 2
 [[ -z ${SLURM_CPUS_PER_TASK:-} ]] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 
 # Ctrl-C and scancel reach srun, which ends its ranks.
-exec srun --kill-on-bad-exit=1 ${mpi:+"$mpi"} "$python" -m mpi4py "$home/process_simulations.py" "${flags[@]}" "$@"
+exec srun --kill-on-bad-exit=1 ${mpi:+"$mpi"} "$python" -m mpi4py "$home/process_simulations.py" ${flags[@]+"${flags[@]}"} "$@"

@@ -20,14 +20,13 @@ from tasks.launchers import (
     MpiJob,
     failure_kind,
 )
-from tasks.slurm import mpi_flags
+from tasks.slurm import mpi_flags, ran_out_of_memory
 from tasks.slurm_queue import JobOutOfSightError, JobState, QueueUnreachableError, SlurmQueue
 
 _LOOK_INTERVAL = 0.5
 _PATIENCE = 1800.0
 """Seconds for which SLURM may not answer before a job counts as out of sight."""
 _END_TIMEOUT = 180.0
-_OUT_OF_MEMORY = re.compile(r"oom.kill|out.of.memory|exceeded (job )?memory limit", re.IGNORECASE)
 
 _LOST = {
     "NODE_FAIL": "one of its nodes failed",
@@ -233,7 +232,7 @@ def _judge(number: str, state: JobState | None, last_errors: Collection[str]) ->
     words = f" Its last words:\n{text}" if text else ""
     if state.state in _LOST:
         raise JobFailedError(f"{what}: {_LOST[state.state]}.{words}")
-    if state.state == "OUT_OF_MEMORY" or (state.state == "FAILED" and _OUT_OF_MEMORY.search(text)):
+    if state.state == "OUT_OF_MEMORY" or (state.state == "FAILED" and ran_out_of_memory(text)):
         raise JobMemoryError(
             f"{what}: it needed more memory than it was given, and would again. Give it more (slurm_job.memory, per "
             f"node), or fewer ranks per node: they share the particles, but not their buffers.{words}"

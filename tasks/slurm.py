@@ -14,6 +14,7 @@ from functools import cache
 from bind_core.errors import BindDataError
 from tasks.launchers import (
     JobFailedError,
+    JobMemoryError,
     JobRefusedError,
     LauncherMissingError,
     Listener,
@@ -43,6 +44,7 @@ _REFUSALS = re.compile(
     r"memory required by task is not available|requested .* not available).*)",
     re.IGNORECASE,
 )
+_OUT_OF_MEMORY = re.compile(r"oom.kill|out.of.memory|exceeded (job )?memory limit", re.IGNORECASE)
 
 
 class SrunLauncher:
@@ -62,6 +64,11 @@ class SrunLauncher:
         try:
             run_attached(command, listener)
         except JobFailedError as error:
+            if ran_out_of_memory(str(error)):
+                raise JobMemoryError(
+                    f"{error}\nThey needed more memory than their allocation has, and would again. Ask for more, or "
+                    "set ranks to fewer: they share the particles, but not their buffers."
+                ) from error
             refused = _REFUSALS.search(str(error))
             if refused is None:
                 raise
@@ -69,6 +76,11 @@ class SrunLauncher:
                 f"The allocation {os.environ['SLURM_JOB_ID']} cannot run {job.ranks} MPI ranks (ranks): "
                 f"{refused[1].strip()}. Ask for a larger one, or set ranks to fewer."
             ) from error
+
+
+def ran_out_of_memory(said: str) -> bool:
+    """Whether SLURM says among a job's last words that the memory did not suffice."""
+    return _OUT_OF_MEMORY.search(said) is not None
 
 
 def mpi_flags() -> list[str]:

@@ -7,7 +7,6 @@ simulations into other blocks; so a job is found by what it makes of each simula
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -74,15 +73,9 @@ class SubmittedJobs:
         """Drop what is known of the jobs of some simulations."""
         for simulation in simulations:
             self._file(simulation).unlink(missing_ok=True)
-        with suppress(OSError):
-            self._folder.rmdir()
-
-    @property
-    def _folder(self) -> Path:
-        return self.layout.work_folder / _FOLDER
 
     def _file(self, simulation: str) -> Path:
-        return self._folder / f"{simulation}.json"
+        return self.layout.work_folder / _FOLDER / f"{simulation}.json"
 
 
 def work_digests(plan: BlockPlan) -> dict[str, str]:

@@ -93,12 +93,14 @@ class Run:
         return words in self.log.read_text()
 
 
-def running_job(cluster: Cluster, config: DatasetConfig) -> str:
-    """Return the number of the job that makes a data set, once its ranks are at work."""
-    wait_until(lambda: list(config.output_root.rglob("job-*.out")), "the job of the block")
-    (output,) = config.output_root.rglob("job-*.out")
-    wait_until(lambda: output.stat().st_size, "the first report of progress")
-    return output.stem.removeprefix("job-")
+def running_jobs(config: DatasetConfig, count: int) -> list[str]:
+    """Return the numbers of the jobs that make a data set, once the ranks of so many are at work."""
+
+    def at_work() -> list[Path]:
+        return [file for file in config.output_root.rglob("job-*.out") if file.stat().st_size]
+
+    wait_until(lambda: len(at_work()) == count, "the first reports of progress")
+    return [file.stem.removeprefix("job-") for file in at_work()]
 
 
 @pytest.mark.prefect
@@ -109,7 +111,7 @@ def test_a_restarted_flow_finds_its_job_again(
     before = set(cluster.all_jobs())
     config = configuration(doubtful_suite, tmp_path / "dataset")
     first = Run(config, tmp_path, server)
-    job = running_job(cluster, config)
+    (job,) = running_jobs(config, 1)
     cluster.said("scontrol", "suspend", job)  # or it would have ended when the next flow is there
     os.killpg(first.process.pid, signal.SIGKILL)
     first.process.wait()
@@ -129,14 +131,15 @@ def test_a_restarted_flow_finds_its_job_again(
 
 
 @pytest.mark.prefect
-def test_a_cancelled_flow_cancels_its_job(cluster: Cluster, suite: MockSuite, tmp_path: Path, server: str) -> None:
-    """When the flow is interrupted, its job is cancelled and no rank is left; the same command makes the rest."""
-    config = configuration(suite, tmp_path / "dataset", strata=[Stratum(rotations=300)])
+def test_a_cancelled_flow_cancels_its_jobs(cluster: Cluster, suite: MockSuite, tmp_path: Path, server: str) -> None:
+    """When the flow is interrupted, its jobs are cancelled and no rank is left; the same command makes the rest."""
+    blocks = {"simulations_per_block": 2, "concurrent_blocks": 2}
+    config = configuration(suite, tmp_path / "dataset", strata=[Stratum(rotations=300)], **blocks)
     run = Run(config, tmp_path, server)
-    job = running_job(cluster, config)
+    jobs = running_jobs(config, 2)
     run.process.send_signal(signal.SIGINT)
     assert run.process.wait(120) != 0
-    assert cluster.states(job) == {"CANCELLED"}
+    assert [cluster.states(job) for job in jobs] == [{"CANCELLED"}] * 2
     wait_until(lambda: not processes(str(config.output_root)), "the end of all ranks")
     fewer = config.model_copy(update={"strata": (Stratum(rotations=1),)})
     again = Run(fewer, tmp_path, server)

@@ -180,20 +180,22 @@ def test_singletons_are_refused(program: Program, monkeypatch: pytest.MonkeyPatc
 
 
 def test_steps_run_in_the_allocation_at_hand(program: Program) -> None:
-    """Inside an allocation, srun starts the ranks there; more than it holds are refused with the way out."""
+    """Inside an allocation, srun starts the ranks there; what it has no room for is refused with the way out."""
     source = (
         "import pytest, sys\n"
         "from pathlib import Path\n"
         "sys.path[:0] = sys.argv[1:3]\n"
-        "from test_sbatch_launcher import Program, JobRefusedError\n"
+        "from test_sbatch_launcher import FOR_EVER, JobMemoryError, JobRefusedError, Program\n"
         "program = Program(Path(sys.argv[3]), None, 'a_step')\n"
         "program.step('os.write(1, str(MPI.COMM_WORLD.size).encode() + bytes([10]))', 2)\n"
         "assert program.lines == ['2', '2'], program.lines\n"
-        "with pytest.raises(JobRefusedError, match='set ranks to fewer'):\n"
+        "with pytest.raises(JobRefusedError, match='cannot run 9 MPI ranks'):\n"
         "    program.step('pass', 9)\n"
+        "with pytest.raises(JobMemoryError, match='Ask for more'):\n"
+        "    program.step('hoard = bytes(1) * (800 << 20)' + chr(10) + FOR_EVER, 1)\n"
     )
     folders = [str(Path(__file__).parent), str(Path(__file__).parents[1]), str(program.folder)]
-    line = ["salloc", "--ntasks=2", sys.executable, "-c", source, *folders]
+    line = ["salloc", "--ntasks=2", "--mem=600", sys.executable, "-c", source, *folders]
     done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
