@@ -28,7 +28,8 @@ RUNNERS = {
 
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory: pytest.TempPathFactory) -> MockSuite:
-    return write_mock_suite(tmp_path_factory.mktemp("suite"), simulations=2, particles_per_side=16)
+    root = tmp_path_factory.mktemp("suite")
+    return write_mock_suite(root, simulations=2, particles_per_side=16, halos_per_simulation=2)
 
 
 @pytest.fixture
