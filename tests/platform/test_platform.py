@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -59,14 +60,28 @@ def silenced_run(platform: ServedPlatform, tmp_path_factory: pytest.TempPathFact
     return str(run["id"])
 
 
-@pytest.fixture
-def messages() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Return the address of a chat service, and what was posted to it."""
-    received: list[dict[str, Any]] = []
+@dataclass
+class Chat:
+    """A chat service that failures are told to."""
+
+    deployed: str
+    """What `bind-data deploy` said once it was known."""
+    received: list[str] = field(default_factory=list)
+
+    def message_on(self, subject: str) -> str:
+        """Wait for a message whose first line begins with a subject, and return it."""
+        found = lambda: [text for text in self.received if text.startswith(subject)]  # noqa: E731
+        return str(wait_for(found, f"a message on {subject}")[0])
+
+
+@pytest.fixture(scope="module")
+def chat(platform: ServedPlatform, first_run: dict[str, Any]) -> Iterator[Chat]:
+    """Start a chat service, and make it known as notification block."""
+    received: list[str] = []
 
     class Receiver(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["text"])
             self.send_response(200)
             self.end_headers()
 
@@ -75,7 +90,10 @@ def messages() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", received
+        _create_notification_block(platform, f"http://127.0.0.1:{server.server_port}")
+        done = platform.call("deploy", "-d", platform.dataset)
+        assert done.returncode == 0, done.stderr
+        yield Chat(done.stdout, received)
         server.shutdown()
 
 
@@ -211,15 +229,10 @@ def test_a_schedule_makes_just_what_has_arrived(
     assert again["state"]["message"] == "None of 3 simulations is new"
 
 
-def test_a_failure_is_told_at_once_and_not_repeated(
-    platform: ServedPlatform, first_run: dict[str, Any], camels_mini: Path, messages: tuple[str, list[dict[str, Any]]]
-) -> None:
+def test_a_failure_is_told_at_once_and_not_repeated(platform: ServedPlatform, chat: Chat, camels_mini: Path) -> None:
     """A blocked simulation fails its run with the cause, which reaches the chat; the next run leaves it alone."""
-    address, received = messages
-    _create_notification_block(platform, address)
-    done = platform.call("deploy", "-d", platform.dataset)
-    assert "bind-data: runs that failed: created" in done.stdout, done.stdout + done.stderr
-    assert "bind-data: blocks that failed: created" in done.stdout
+    assert "bind-data: runs that failed: created" in chat.deployed
+    assert "bind-data: blocks that failed: created" in chat.deployed
     added = "SB35_6"
     for role in ("DMO", "FOF"):
         shutil.copytree(camels_mini / role / "SB35_2", platform.suite / role / added)
@@ -227,14 +240,32 @@ def test_a_failure_is_told_at_once_and_not_repeated(
     assert run["state_type"] == "FAILED"
     assert f"{added} is blocked" in run["state"]["message"]
     assert str(platform.suite / "Hydro" / added) in run["state"]["message"]
-    logs = platform.ask("POST", "/logs/filter", logs={"flow_run_id": {"any_": [run["id"]]}, "level": {"ge_": 40}})
-    assert any(f"{added} is blocked" in log["message"] for log in logs)
-    note = wait_for(lambda: next((m for m in received if run["name"] in m["text"]), None), "the notification")
-    assert f"{added} is blocked" in note["text"]
-    assert f"/flow-run/{run['id']}" in note["text"]
+    errors = {"flow_run_id": {"any_": [run["id"]]}, "level": {"ge_": 40}}
+    wait_for(
+        lambda: any(
+            f"{added} is blocked" in log["message"] for log in platform.ask("POST", "/logs/filter", logs=errors)
+        ),
+        "the cause in the log",
+    )
+    message = chat.message_on(f"{run['name']}: Failed")
+    assert f"{added} is blocked" in message
+    assert f"/flow-run/{run['id']}" in message
     again = platform.finished(platform.start("new-simulations"))
     assert again["state_type"] == "COMPLETED"
     assert f"1 still blocked: {added}" in again["state"]["message"]
+
+
+def test_a_failed_block_is_told_by_its_name(platform: ServedPlatform, chat: Chat) -> None:
+    """A block whose ranks died, with no repeats left, is told with the cause and a link to its run."""
+    root = platform.folder / "failed"
+    config = SMALL | {"output_root": str(root), "strata": [{"rotations": 500}], "retries": 0}
+    run = platform.start("generate", config=config, simulations=["SB35_0"])
+    for rank in wait_for(lambda: [p for p in _jobs_in(root) if "mpiexec" not in p.name()], "the MPI job"):
+        rank.kill()
+    assert platform.finished(run)["state_type"] == "FAILED"
+    message = chat.message_on("project block 0: Failed")
+    assert "JobFailedError" in message
+    assert f"/flow-run/{run}" in message
 
 
 def test_the_audit_leaves_verdict_checks_and_report(platform: ServedPlatform, first_run: dict[str, Any]) -> None:
