@@ -74,4 +74,4 @@ def normalize_dataset(
 
 
 def _rounded(value: object) -> object:
-    return f"{value:.6g}" if isinstance(value, float) else value
+    return float(f"{value:.7g}") if isinstance(value, float) else value
