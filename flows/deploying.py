@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 from prefect.workers.process import ProcessWorker
@@ -78,6 +78,8 @@ def deploy_all(dataset: Path, bases: Mapping[str, Path | None], repository: Path
         names = _names_on_server(wanted, client)
         if config is None:
             notes += _pause_schedules(names, dataset, client)
+        else:
+            _fill_forms(names, config, client)
         notes += apply_automations(repository / "automations", client)
     return Registered(tuple(names), tuple(wanted.work_pools), tuple(notes))
 
@@ -153,6 +155,16 @@ def _names_on_server(wanted: DeploymentFile, client: SyncPrefectClient) -> list[
     return [f"{flow_names[deployment.name]}/{deployment.name}" for deployment in wanted.deployments]
 
 
+def _fill_forms(names: list[str], config: DatasetConfig, client: SyncPrefectClient) -> None:
+    """Start from the data set's own settings in every form that asks for some; what the file gives goes before."""
+    for name in names:
+        deployment = client.read_deployment_by_name(name)
+        if "config" in deployment.parameters:
+            settings = config.model_dump(mode="json") | deployment.parameters["config"]
+            parameters = deployment.parameters | {"config": settings}
+            client.update_deployment(deployment.id, DeploymentUpdate(parameters=parameters))
+
+
 def _pause_schedules(names: list[str], dataset: Path, client: SyncPrefectClient) -> list[str]:
     """Turn schedules off, which would fail again and again as long as there is no data set."""
     paused = []
@@ -164,5 +176,5 @@ def _pause_schedules(names: list[str], dataset: Path, client: SyncPrefectClient)
             paused.append(deployment.name)
     return [
         f"Schedules of {', '.join(paused)} are off, since there is no data set in {dataset} yet. Run the deployment "
-        "generate, and deploy again or turn them on in the UI."
+        "generate, and deploy again."
     ]

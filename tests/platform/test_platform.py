@@ -202,7 +202,9 @@ def test_deploying_again_changes_nothing_but_turns_schedules_on(platform: Served
         "audit-known": [True],
         "audit-verified": [True],
     }
-    assert platform.deployment("generate")["parameters"]["config"]["dmo_base"] == str(platform.suite / "DMO")
+    form = platform.deployment("generate")["parameters"]["config"]
+    assert form["dmo_base"] == str(platform.suite / "DMO")
+    assert {name: form[name] for name in ("resolution", "test_fraction")} == {"resolution": 16, "test_fraction": 0.0}
     names = [automation["name"] for automation in platform.ask("POST", "/automations/filter")]
     assert len(names) == len(set(names))
 
@@ -316,7 +318,7 @@ def test_deploying_without_a_server_says_so(tmp_path: Path) -> None:
 
 
 def test_one_signal_ends_everything(camels_mini: Path, tmp_path: Path) -> None:
-    """Ctrl-C in the middle of a run ends the run, its ranks, the worker and the server, and a restart remembers."""
+    """Ctrl-C in the middle of a run ends its ranks, worker and server; a restart remembers; no worker, no platform."""
     copy_simulations(camels_mini, tmp_path / "suite", ["SB35_0"])
     with serving(tmp_path / "served", tmp_path / "suite") as served:
         many = SMALL | {"strata": [{"rotations": 500}]}
@@ -330,6 +332,10 @@ def test_one_signal_ends_everything(camels_mini: Path, tmp_path: Path) -> None:
         assert "Stopped." in served.output
     with serving(tmp_path / "served", tmp_path / "suite") as served:
         assert served.flow_run(run)["state_type"] == "CRASHED"
+        (worker,) = (p for p in psutil.Process(served.process.pid).children() if "worker" in p.cmdline())
+        worker.kill()
+        assert served.process.wait(timeout=120) == 1
+        assert "ServeError: The worker-bind-data has ended with status -9" in served.output
 
 
 def test_a_silent_run_is_declared_dead(platform: ServedPlatform, silenced_run: str) -> None:
