@@ -13,6 +13,7 @@ Workers report to the flow's own Prefect server, the embedded one included. Left
 import ipaddress
 import logging
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -147,25 +148,43 @@ def _start(runner: DaskTaskRunner, settings: DaskSettings) -> None:
         ) from error
 
 
-def _slurm_cluster(config: DatasetConfig, folder: Path) -> Any:
-    """Return the class of clusters whose workers are SLURM jobs, if SLURM takes such jobs."""
+def slurm_script(config: DatasetConfig, folder: Path) -> str:
+    """Return the script of a worker's job as SLURM gets it, but for the scheduler's address.
+
+    Raises
+    ------
+    RunnerError
+        If dask-jobqueue is not installed.
+    """
+    options = slurm_options(config, folder)
+    del options["scheduler_options"]  # of the cluster, not of the job
+    return str(_jobqueue().slurm.SLURMJob("tcp://scheduler:8786", name="worker", **options).job_script())
+
+
+def _jobqueue() -> Any:
+    """Import dask-jobqueue, and take back the Ctrl-C that it takes for itself."""
+    ctrl_c = signal.getsignal(signal.SIGINT)
     try:
-        from dask_jobqueue import SLURMCluster
-        from dask_jobqueue.slurm import SLURMJob
+        import dask_jobqueue
     except ImportError as error:
         raise RunnerError(
             "dask.slurm asks for Dask workers as SLURM jobs, which needs dask-jobqueue: "
             "`pip install -c constraints.txt 'bind-data[dask-slurm]'`."
         ) from error
+    if signal.getsignal(signal.SIGINT) is not ctrl_c:
+        signal.signal(signal.SIGINT, ctrl_c)
+    return dask_jobqueue
+
+
+def _slurm_cluster(config: DatasetConfig, folder: Path) -> Any:
+    """Return the class of clusters whose workers are SLURM jobs, if SLURM takes such jobs."""
+    script = slurm_script(config, folder)
     sbatch = shutil.which("sbatch")
     if sbatch is None:
         raise RunnerError(
             "dask.slurm asks for Dask workers as SLURM jobs, but there is no sbatch on the search path. Run this where "
             "jobs can be submitted, a login node for instance."
         )
-    options = slurm_options(config, folder)
-    del options["scheduler_options"]
-    script = SLURMJob("tcp://scheduler:8786", name="worker", **options).job_script()
     # A cluster would only log what SLURM says of a job that cannot be, and wait for its worker for ever.
     tried = subprocess.run([sbatch, "--test-only"], input=script, capture_output=True, text=True, check=False)
     if tried.returncode != 0:
@@ -173,7 +192,7 @@ def _slurm_cluster(config: DatasetConfig, folder: Path) -> Any:
             f"SLURM refuses the job of a Dask worker: {tried.stderr.strip()}\nCorrect slurm_job, or ranks, by which "
             f"cores are asked for. The job is\n{script}"
         )
-    return SLURMCluster
+    return _jobqueue().SLURMCluster
 
 
 def _server_for_workers(settings: DaskSettings) -> str:

@@ -12,7 +12,6 @@ from pathlib import Path
 import dask
 import pytest
 from batch_runs import digests, environment, wait_for
-from dask_jobqueue.slurm import SLURMJob
 from distributed.scheduler import KilledWorker
 from flow_runs import configuration, is_alive, parent_of, ranks_below
 from prefect import task
@@ -21,7 +20,7 @@ from prefect.testing.utilities import prefect_test_harness
 
 from bind_core.config import DatasetConfig, Stratum
 from flows.generate import run_summary
-from flows.runners import RunnerError, block_runner, is_done, slurm_options
+from flows.runners import RunnerError, block_runner, is_done, slurm_script
 from storage.mock_suite import MockSuite, write_mock_suite
 
 pytestmark = [pytest.mark.prefect, pytest.mark.mpi]
@@ -194,7 +193,7 @@ def test_a_slurm_job_asks_for_what_a_block_needs(suite: MockSuite, tmp_path: Pat
     """The job of a worker has a core per rank and what the settings say, and works on one block at a time."""
     job = {"partition": "long", "account": "p7", "time_limit": "02:00:00", "options": ["--constraint=icelake"]}
     small = configuration(suite, tmp_path, ranks=32, dask={"slurm": True}, slurm_job=job)
-    script = job_script(small, tmp_path)
+    script = slurm_script(small, tmp_path)
     asked = {line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH")}
     assert asked >= {"-p long", "-A p7", "-t 02:00:00", "--constraint=icelake", "-n 1", "--cpus-per-task=32"}
     assert not any(option.startswith("--mem") for option in asked)
@@ -202,10 +201,5 @@ def test_a_slurm_job_asks_for_what_a_block_needs(suite: MockSuite, tmp_path: Pat
     large = configuration(
         suite, tmp_path, ranks=32, dask={"slurm": True}, slurm_job={"memory": "64G", "cpus_per_rank": 2}
     )
-    assert {"#SBATCH --mem=64G", "#SBATCH --cpus-per-task=64"} <= set(job_script(large, tmp_path).splitlines())
-
-
-def job_script(config: DatasetConfig, folder: Path) -> str:
-    options = slurm_options(config, folder)
-    del options["scheduler_options"]  # of the cluster, not of the job
-    return str(SLURMJob("tcp://192.0.2.7:8786", name="worker", **options).job_script())
+    assert {"#SBATCH --mem=64G", "#SBATCH --cpus-per-task=64"} <= set(slurm_script(large, tmp_path).splitlines())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "dask-jobqueue has kept Ctrl-C to itself"
