@@ -209,6 +209,18 @@ def test_deploying_again_changes_nothing_but_turns_schedules_on(platform: Served
     assert len(names) == len(set(names))
 
 
+def test_a_work_pool_that_is_there_is_left_as_it_is(platform: ServedPlatform, deployed_again: str) -> None:
+    """An operator's pause stays, and whoever deploys is told that nothing will run."""
+    platform.ask("PATCH", "/work_pools/bind-data", is_paused=True)
+    try:
+        done = platform.call("deploy", "-d", platform.dataset)
+        assert "Work pool bind-data is paused: nothing will run until it is resumed" in done.stdout
+        assert platform.ask("GET", "/work_pools/bind-data")["is_paused"]
+    finally:
+        platform.ask("PATCH", "/work_pools/bind-data", is_paused=False)
+    assert "Work pool" not in deployed_again
+
+
 def test_a_schedule_makes_just_what_has_arrived(
     platform: ServedPlatform, deployed_again: str, camels_mini: Path
 ) -> None:
