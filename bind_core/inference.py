@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bind_core.config import DatasetConfig
+from bind_core.digests import ParticleDigests
 from bind_core.errors import SnapshotError
 from bind_core.halos import Halo
 from bind_core.maps import input_maps
@@ -66,7 +67,9 @@ def halo_conditions(
         yield HaloCondition(condition=maps[0], large_scale=maps[1:], halo=halo, rotation=rotation)
 
 
-def read_particles(component: Component, files: Sequence[Path], config: DatasetConfig) -> ParticleMesh:
+def read_particles(
+    component: Component, files: Sequence[Path], config: DatasetConfig, digests: ParticleDigests | None = None
+) -> ParticleMesh:
     """Read all particles of a component of a snapshot and sort them into a chaining mesh.
 
     Parameters
@@ -77,6 +80,8 @@ def read_particles(component: Component, files: Sequence[Path], config: DatasetC
         The snapshot's files, in chunk order.
     config : DatasetConfig
         Gives the policies for wind and black holes.
+    digests : ParticleDigests, optional
+        Takes the digests of what is read, as a snapshot's digest is made of.
 
     Raises
     ------
@@ -91,6 +96,8 @@ def read_particles(component: Component, files: Sequence[Path], config: DatasetC
         positions.append(particles.positions)
         if particles.masses is not None:
             masses.append(particles.masses)
+    if digests is not None:
+        digests.merge(tally.digests)
     if tally.non_finite or tally.outside or tally.bad_masses:
         raise SnapshotError(
             f"{files[0]}: {component.value}: expected finite positions in [0, {source.box_size:g}] Mpc/h and masses "

@@ -12,6 +12,9 @@ from bind_core.windows import Windows
 OUTPUT_VERSION = 1
 """Raised by one with every change of the code that makes other samples from the same inputs and settings."""
 
+IMPORTED_VERSION = 0
+"""Output version of samples that another generator made: no code of ours makes them."""
+
 TARGET_CHANNELS = ("dark_matter", "gas", "stars")
 """The hydrodynamic maps of `Sample.target`, in order."""
 

@@ -5,7 +5,7 @@ Prefect is imported by the commands that run flows only, so that the others answ
 
 import typer
 
-from flows.commands import asking, auditing, making, painting, publishing, repairing, serving, versioning
+from flows.commands import asking, auditing, importing, making, painting, publishing, repairing, serving, versioning
 
 app = typer.Typer(
     help="Turn pairs of cosmological simulations (dark matter only, and hydrodynamic) into the training set of BIND.",
@@ -15,7 +15,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for module in (making, asking, versioning, auditing, repairing, publishing, painting, serving):
+for module in (making, asking, versioning, auditing, repairing, publishing, painting, importing, serving):
     app.add_typer(module.commands)
 
 

@@ -166,8 +166,9 @@ SAMPLES = TableForm(
         Column(
             "output_version",
             pl.Int32,
-            "Version of what the code makes; code of the same output version makes the same sample.",
-            at_least=1,
+            "Version of what the code makes; code of the same output version makes the same sample. 0 for samples of "
+            "another generator, which were imported.",
+            at_least=0,
         ),
         Column("run_id", pl.String, "Run that made the sample."),
         Column("created_at", _TIME, "When the sample's block was packaged, UTC."),

@@ -20,7 +20,7 @@ class ManifestVersion:
     samples_removed: int = 0
     """A sample that was made anew counts as added and as removed."""
     action: str = ""
-    """What it was for: ``generate``, ``refresh``, ``repair``, ``compact``."""
+    """What it was for: ``generate``, ``refresh``, ``repair``, ``import``, ``compact``."""
     user: str = ""
     host: str = ""
     config_digest: str = ""

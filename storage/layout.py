@@ -139,6 +139,11 @@ class DatasetLayout:
         return self.root / "packs"
 
     @property
+    def import_folder(self) -> Path:
+        """How samples that were imported compare with the simulations: a report, and a file for each simulation."""
+        return self.root / "import"
+
+    @property
     def contact_sheet_file(self) -> Path:
         """Picture of some of the data set's samples."""
         return self.root / "contact_sheet.png"

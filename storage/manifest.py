@@ -169,7 +169,7 @@ class Manifest:
         staged : mapping
             Where the files of new rows lie until then, relative to the root, by id; in their places if not named.
         action : str
-            What the commit is for: ``generate``, ``refresh``, ``repair``.
+            What the commit is for: ``generate``, ``refresh``, ``repair``, ``import``.
 
         Returns
         -------

@@ -15,7 +15,7 @@ from bind_core.config import DatasetConfig
 from bind_core.findings import Finding, blocks
 from bind_core.plan import SimulationPlan, Target
 from bind_core.rotations import matrix_quaternion
-from bind_core.sample import OUTPUT_VERSION
+from bind_core.sample import IMPORTED_VERSION, OUTPUT_VERSION
 from bind_core.splits import split_of
 from storage.columns import SAMPLES, SimulationStatus
 from storage.manifest import Manifest
@@ -65,6 +65,7 @@ def commit_outcomes(
     run_id: str,
     *,
     repair: bool = False,
+    imported: bool = False,
 ) -> dict[str, SimulationStatus]:
     """Record what became of the simulations of a block, in one commit.
 
@@ -80,6 +81,8 @@ def commit_outcomes(
         The run.
     repair : bool
         Whether the run mends the data set, which the commit then says.
+    imported : bool
+        Whether another generator made the samples, which their rows and the commit then say.
 
     Returns
     -------
@@ -92,11 +95,14 @@ def commit_outcomes(
         If another run has committed some of the samples meanwhile; nothing is written then.
     """
     now = datetime.now(UTC)
-    common = {"config_digest": config.digest, "code_version": code_version(), "run_id": run_id}
+    code, output_version = code_version(), OUTPUT_VERSION
+    if imported:
+        code, output_version = f"imported by {code}", IMPORTED_VERSION
+    common = {"config_digest": config.digest, "code_version": code, "run_id": run_id}
     samples = [
         _sample_row(target, record, outcome.plan, config)
         | common
-        | {"inputs_digest": digest_of_inputs(outcome.inputs), "output_version": OUTPUT_VERSION, "created_at": now}
+        | {"inputs_digest": digest_of_inputs(outcome.inputs), "output_version": output_version, "created_at": now}
         for outcome in outcomes
         if outcome.plan is not None
         for target, record in _paired(outcome.plan, outcome.samples)
@@ -136,7 +142,7 @@ def commit_outcomes(
             for sample in outcome.samples
             if sample.written_to
         },
-        action="repair" if repair else "refresh" if replaced else "generate",
+        action="import" if imported else "repair" if repair else "refresh" if replaced else "generate",
     )
     return statuses
 

@@ -7,7 +7,7 @@ from enum import StrEnum
 import polars as pl
 
 from bind_core.config import DatasetConfig
-from bind_core.sample import OUTPUT_VERSION
+from bind_core.sample import IMPORTED_VERSION, OUTPUT_VERSION
 from storage.provenance import Inputs, complete, differences, digest_of_inputs
 
 SampleKey = tuple[int, int]
@@ -60,7 +60,9 @@ def stale_samples(
             causes[Cause.INPUT] = _changed(row["inputs_digest"], current, recorded)
         if row["config_digest"] != config.digest:
             causes[Cause.SETTINGS] = f"made with the configuration {row['config_digest'][:12]}…"
-        if row["output_version"] != OUTPUT_VERSION:
+        if row["output_version"] == IMPORTED_VERSION:
+            causes[Cause.CODE] = "imported, as another generator made them"
+        elif row["output_version"] != OUTPUT_VERSION:
             causes[Cause.CODE] = f"made by code of output version {row['output_version']}, this is {OUTPUT_VERSION}"
         if causes:
             keys = frozenset(zip(row["halo"], row["rotation"], strict=True))
