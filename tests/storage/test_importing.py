@@ -126,7 +126,7 @@ def test_maps_match_but_for_the_widest_whose_corners_are_empty(older: Older) -> 
         path = older.file(simulation, halo, rotation, "test" if simulation == 3 else "train")
         mass = whole_maps(older, simulation, halo, rotation)[3].sum(dtype=float)
         missing = 1 - loaded(path)["large_scale"][2].sum(dtype=float) / mass
-        assert missing > 1e-3
+        assert missing > 0
         assert found.missing_share == pytest.approx(missing, abs=1e-5)
     assert "50 Mpc/h" in report.advice[0]
     assert "--refresh" in report.advice[1]
@@ -149,9 +149,9 @@ def whole_maps(older: Older, simulation: int, halo: int, rotation: int) -> NDArr
 
 def test_the_emptiest_pixel_of_a_uniform_universe() -> None:
     """Where mass is uniform, the 50 Mpc/h map's corners hold about half of the mean, and no other map lacks any."""
-    side = 128
+    side = 64
     lattice = (np.indices((side, side, side)).reshape(3, -1).T + 0.5) * 50 / side
-    lattice += np.random.default_rng(1).uniform(-0.2, 0.2, lattice.shape)
+    lattice += np.random.default_rng(1).uniform(-25, 25, lattice.shape) / side
     masses, center = np.full(len(lattice), 1e9), np.full(3, 25.0)
     frame = euler_matrix(np.array([0.6, 0.6, 0.6]))
     found, anew = (
