@@ -18,6 +18,17 @@ CHUNKED = MockFormat(
 )
 
 
+_MADE_ONCE = {"platform", "cluster"}
+"""Fixtures that take long to make, so that all tests that need one run in the same process."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file together, where several processes share the tests out."""
+    for item in items:
+        shared = _MADE_ONCE & set(getattr(item, "fixturenames", ()))
+        item.add_marker(pytest.mark.xdist_group(min(shared) if shared else item.path.as_posix()))
+
+
 @pytest.fixture(scope="session")
 def camels_mini() -> Path:
     path = Path(__file__).parents[2] / "shared" / "camels_mini"
