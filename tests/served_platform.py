@@ -143,6 +143,23 @@ class ServedPlatform:
         found = self.ask("POST", "/artifacts/filter", flow_runs={"id": {"any_": [run_id]}})
         return {artifact["key"]: artifact for artifact in found if artifact["key"]}
 
+    def has_heartbeat(self, run_id: str) -> bool:
+        """Whether a run has given a sign of life."""
+        chosen = {
+            "event": {"name": ["prefect.flow-run.heartbeat"]},
+            "resource": {"id": [f"prefect.flow-run.{run_id}"]},
+        }
+        return bool(self.ask("POST", "/events/filter", filter=chosen)["events"])
+
+
+def jobs_in(root: Path) -> list[psutil.Process]:
+    """Return the MPI processes that work below a folder."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if "tasks.projection_job" in (words := process.info["cmdline"] or []) and any(str(root) in w for w in words)
+    ]
+
 
 @contextmanager
 def serving(folder: Path, suite: Path) -> Iterator[ServedPlatform]:

@@ -26,6 +26,7 @@ from served_platform import (
     copy_simulations,
     environment,
     free_port,
+    jobs_in,
     serving,
     wait_for,
 )
@@ -51,12 +52,12 @@ def silenced_run(platform: ServedPlatform, tmp_path_factory: pytest.TempPathFact
             lambda: [run for run in platform.ask("POST", "/flow_runs/filter") if str(root) in json.dumps(run)],
             "the run",
         )
-        wait_for(lambda: _jobs_in(root), "its MPI job")
-        wait_for(lambda: _heartbeats(platform, run["id"]), "its first heartbeat")
+        wait_for(lambda: jobs_in(root), "its MPI job")
+        wait_for(lambda: platform.has_heartbeat(run["id"]), "its first heartbeat")
     finally:
         process.kill()
         process.wait()
-    wait_for(lambda: not _jobs_in(root), "the end of its MPI job")
+    wait_for(lambda: not jobs_in(root), "the end of its MPI job")
     return str(run["id"])
 
 
@@ -274,7 +275,7 @@ def test_a_failed_block_is_told_by_its_name(platform: ServedPlatform, chat: Chat
     root = platform.folder / "failed"
     config = SMALL | {"output_root": str(root), "strata": [{"rotations": 500}], "retries": 0}
     run = platform.start("generate", config=config, simulations=["SB35_0"])
-    for rank in wait_for(lambda: [p for p in _jobs_in(root) if "mpiexec" not in p.name()], "the MPI job"):
+    for rank in wait_for(lambda: [p for p in jobs_in(root) if "mpiexec" not in p.name()], "the MPI job"):
         rank.kill()
     assert platform.finished(run)["state_type"] == "FAILED"
     message = chat.message_on("project block 0: Failed")
@@ -298,13 +299,13 @@ def test_a_run_whose_process_was_killed_can_be_run_again(platform: ServedPlatfor
     root = platform.folder / "killed"
     many = SMALL | {"output_root": str(root), "strata": [{"rotations": 500}]}
     run = platform.start("generate", config=many, simulations=["SB35_0"])
-    wait_for(lambda: _jobs_in(root), "the MPI job")
+    wait_for(lambda: jobs_in(root), "the MPI job")
     for process in psutil.Process(platform.process.pid).children(recursive=True):
         if process.cmdline()[-2:] == ["-m", "prefect.engine"]:
             process.kill()
     ended = platform.finished(run)
     assert ended["state_type"] == "CRASHED"
-    wait_for(lambda: not _jobs_in(root), "the end of its MPI job")
+    wait_for(lambda: not jobs_in(root), "the end of its MPI job")
     few = many | {"strata": SMALL["strata"]}
     assert (
         platform.finished(platform.start("generate", config=few, simulations=["SB35_0"]))["state_type"] == "COMPLETED"
@@ -335,7 +336,7 @@ def test_one_signal_ends_everything(camels_mini: Path, tmp_path: Path) -> None:
     with serving(tmp_path / "served", tmp_path / "suite") as served:
         many = SMALL | {"strata": [{"rotations": 500}]}
         run = served.start("generate", config=many)
-        wait_for(lambda: _jobs_in(served.dataset), "the MPI job")
+        wait_for(lambda: jobs_in(served.dataset), "the MPI job")
         processes = psutil.Process(served.process.pid).children(recursive=True)
         assert len(processes) >= 5  # server, worker, flow, mpiexec and ranks
         os.killpg(served.process.pid, signal.SIGINT)
@@ -389,24 +390,3 @@ def _scheduled(platform: ServedPlatform, name: str) -> dict[str, Any] | None:
         sort="EXPECTED_START_TIME_ASC",
     )
     return next((run for run in runs if run["auto_scheduled"]), None)
-
-
-def _heartbeats(platform: ServedPlatform, run_id: str) -> bool:
-    events = platform.ask(
-        "POST",
-        "/events/filter",
-        filter={
-            "event": {"name": ["prefect.flow-run.heartbeat"]},
-            "resource": {"id": [f"prefect.flow-run.{run_id}"]},
-        },
-    )
-    return bool(events["events"])
-
-
-def _jobs_in(root: Path) -> list[psutil.Process]:
-    """Return the MPI processes that work below a folder."""
-    return [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if "tasks.projection_job" in (words := process.info["cmdline"] or []) and any(str(root) in w for w in words)
-    ]
