@@ -87,24 +87,24 @@ def _print_report(report: "ImportReport", dataset: Path) -> None:
     simulations = counted(len(report.simulations), "simulation")
     console.print(f"{report.imported:,} of {counted(report.files, 'sample')} of {simulations} are in {dataset}.")
     if report.maps:
-        table = Table("map", "samples", "outcome", title="Imported maps and maps made anew")
-        for column in ("deviation", "mass missing", "emptiest", "anew"):
+        table = Table("map", "outcome", title="Imported maps and maps made anew")
+        for column in ("deviation", "missing", "worst", "emptiest", "anew"):
             table.add_column(column, justify="right")
         for row in report.maps:
             outcome = ", ".join(f"{number:,} {verdict.value}" for verdict, number in row.verdicts.items() if number)
             table.add_row(
                 row.map,
-                f"{row.compared:,}",
                 outcome,
                 f"{row.largest_deviation:.1e}",
-                f"{row.largest_missing_share:.2%}",
+                f"{round(row.largest_missing_share, 4) + 0.0:.2%}",
+                f"{row.lowest_ratio:.0%}",
                 f"{row.emptiest:.2f}",
                 f"{row.emptiest_anew:.2f}",
             )
         console.print(table)
         console.print(
-            "The worst of the samples: summed deviation and missing mass as shares of the map's mass, and the emptiest "
-            "of 32 x 32 pixels in units of the mean, as imported and as made anew."
+            "Of the worst sample: deviation and missing mass, as shares of the map's mass; of 32 x 32 pixels, what is "
+            "left of the worst one's mass, and the emptiest in units of the mean, as imported and as made anew."
         )
     else:
         console.print("No map was compared with the simulations.")
