@@ -19,7 +19,8 @@ TEMPORARY_SUFFIX = ".bind-tmp"
 
 _TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{16}" + re.escape(TEMPORARY_SUFFIX))
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+# The last one is for files that are open for reading only, on a network file system.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}
 _LOCKED = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
 _LEFT_BEHIND = 24 * 3600.0
 
@@ -192,13 +193,18 @@ def is_held(path: Path) -> bool:
             return time.time() - os.fstat(stream.fileno()).st_mtime < _LEFT_BEHIND if locked is None else not locked
     except FileNotFoundError:
         return False
+    except PermissionError:
+        return True  # another user's, of whom nothing is known
 
 
 def _opened(path: Path) -> IO[bytes]:
     while True:
         make_folder(path.parent)
         with suppress(FileNotFoundError):  # the folder was empty, and somebody has removed it
-            return path.open("a+b")
+            try:
+                return path.open("a+b")
+            except PermissionError:  # another user's, which can be locked all the same
+                return path.open("rb")
 
 
 @contextmanager
