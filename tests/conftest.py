@@ -1,5 +1,6 @@
 """What the tests of several folders share: the real simulations, and a small mock suite."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,14 @@ CHUNKED = MockFormat(
 )
 
 
+for _size in ("COLUMNS", "LINES"):  # with both, consoles keep the size that they have when they are made
+    os.environ.pop(_size, None)
+
 _MADE_ONCE = {"platform", "cluster"}
 """Fixtures that take long to make, so that all tests that need one run in the same process."""
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests of a file together, where several processes share the tests out."""
     for item in items:
