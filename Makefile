@@ -50,7 +50,7 @@ serve: $(VENV)/.installed
 	@exec $(BIN)/bind-data serve served
 
 test: lint types $(VENV)/.pylians
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	@$(BIN)/python -m pytest --numprocesses 2
 
 lint: $(VENV)/.developed
 	@$(BIN)/ruff check $(SOURCES)

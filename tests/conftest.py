@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from platform_fixtures import first_run, platform  # noqa: F401  (fixtures)
+from xdist.scheduler import LoadScopeScheduling
 
 from bind_core.config import DatasetConfig
 from storage.mock_suite import CatalogueLayout, Compression, MockFormat, MockSuite, SnapshotLayout, write_mock_suite
@@ -22,16 +23,21 @@ CHUNKED = MockFormat(
 for _size in ("COLUMNS", "LINES"):  # with both, consoles keep the size that they have when they are made
     os.environ.pop(_size, None)
 
-_MADE_ONCE = {"platform", "cluster"}
-"""Fixtures that take long to make, so that all tests that need one run in the same process."""
+_MADE_ONCE = {"slurm/": "slurm", "platform/test_platform.py": "platform", "browser/test_prefect_ui.py": "platform"}
+"""Tests that share what takes long to make, so that one process runs them all."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file together, where several processes share the tests out."""
-    for item in items:
-        shared = _MADE_ONCE & set(getattr(item, "fixturenames", ()))
-        item.add_marker(pytest.mark.xdist_group(min(shared) if shared else item.path.as_posix()))
+class _Together(LoadScopeScheduling):
+    """Gives the tests of a file, and of files that share something, to one process."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0].removeprefix("tests/")
+        return next((group for start, group in _MADE_ONCE.items() if file.startswith(start)), file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Together:
+    """Say how the tests are shared out where several processes run them."""
+    return _Together(config, log)
 
 
 @pytest.fixture(scope="session")
