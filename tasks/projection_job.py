@@ -258,7 +258,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             results = project_block(comm, plan, print_progress, on_result=save, on_simulation=messages.begin)
         errors = comm.bcast([(result.error, result.simulation) for result in results if result.error])
     except JobMismatchError as error:
-        messages.say(logging.ERROR, str(error))
+        if comm.rank == 0:
+            messages.say(logging.ERROR, str(error))
+        comm.Barrier()  # whoever ends first ends the others
         sys.exit(MISMATCH_STATUS)
     except BindDataError as error:  # on all ranks together
         errors = [(f"{type(error).__name__}: {error}", "")]

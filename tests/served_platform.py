@@ -101,8 +101,13 @@ class ServedPlatform:
 
     def ask(self, method: str, path: str, **body: Any) -> Any:
         def answer() -> httpx.Response | None:
-            """Ask, and ask again if the database is busy, as Prefect's own client does."""
-            response = httpx.request(method, f"{self.url}/api{path}", json=body or None, timeout=60)
+            """Ask, and ask again if the server is busy, as Prefect's own client does."""
+            try:
+                response = httpx.request(method, f"{self.url}/api{path}", json=body or None, timeout=60)
+            except httpx.ReadTimeout:
+                if method != "GET" and not path.endswith("/filter"):
+                    raise  # it may have been done nevertheless
+                return None
             return None if response.status_code == httpx.codes.SERVICE_UNAVAILABLE else response
 
         response = wait_for(answer, f"an answer to {method} {path}")
