@@ -153,9 +153,7 @@ def one_at_a_time(path: Path) -> Iterator[None]:
     OSError
         If it cannot be made or opened for writing.
     """
-    with _opened(path) as stream:
-        with _missing_locks_ignored():
-            fcntl.flock(stream, fcntl.LOCK_EX)
+    with _locked(path, fcntl.LOCK_EX):
         yield
 
 
@@ -175,9 +173,7 @@ def held(path: Path) -> Iterator[None]:
     OSError
         If it cannot be made or opened for writing.
     """
-    with _opened(path) as stream:
-        with _missing_locks_ignored():
-            fcntl.flock(stream, fcntl.LOCK_SH)
+    with _locked(path, fcntl.LOCK_SH) as stream:
         try:
             yield
         finally:
@@ -208,13 +204,15 @@ def _opened(path: Path) -> IO[bytes]:
 
 
 @contextmanager
-def _missing_locks_ignored() -> Iterator[None]:
-    """Go on where the file system knows no locks."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
+def _locked(path: Path, kind: int) -> Iterator[IO[bytes]]:
+    """Wait for a lock on a file, which is made if it is missing; go on where the file system knows no locks."""
+    with _opened(path) as stream:
+        try:
+            fcntl.flock(stream, kind)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        yield stream
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from flow_runs import configuration
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import Artifact
@@ -35,19 +36,8 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> MockSuite:
     return write_mock_suite(tmp_path_factory.mktemp("suite"), simulations=3, particles_per_side=16)
 
 
-def configuration(suite: MockSuite, root: Path, **settings: object) -> DatasetConfig:
-    values: dict[str, object] = {
-        "dmo_base": suite.dmo_base,
-        "hydro_base": suite.hydro_base,
-        "catalogue_base": suite.catalogue_base,
-        "parameter_file": suite.parameter_file,
-        "output_root": root,
-        "resolution": 32,
-        "strata": [Stratum(rotations=2)],
-        "simulations_per_block": 2,
-        "retry_delay": 0.1,
-    }
-    return DatasetConfig.from_values(values | settings)
+def blocks_of_two(suite: MockSuite, root: Path, **settings: object) -> DatasetConfig:
+    return configuration(suite, root, **({"simulations_per_block": 2} | settings))
 
 
 def digests(root: Path) -> dict[str, str]:
@@ -64,7 +54,7 @@ def artifacts(key: str) -> list[Artifact]:
 
 def test_makes_every_sample_records_it_and_leaves_artifacts(suite: MockSuite, tmp_path: Path) -> None:
     """A run makes all planned samples, and leaves progress, a summary table and a contact sheet behind."""
-    config = configuration(suite, tmp_path)
+    config = blocks_of_two(suite, tmp_path)
     summary = generate_dataset(config)
     assert summary.ok
     rows = Manifest(DatasetLayout(tmp_path, "SB35")).samples()
@@ -82,7 +72,7 @@ def test_a_second_run_does_nothing_and_says_so(
     suite: MockSuite, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Running again touches no file, makes no commit, and says that nothing is to be done."""
-    config = configuration(suite, tmp_path)
+    config = blocks_of_two(suite, tmp_path)
     run_summary(config)
     manifest = Manifest(DatasetLayout(tmp_path, "SB35"))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npz")}, manifest.version
@@ -97,14 +87,14 @@ def test_a_second_run_does_nothing_and_says_so(
 
 def test_extending_makes_only_what_is_missing(suite: MockSuite, tmp_path: Path) -> None:
     """More simulations or more rotations add samples and leave the existing ones untouched."""
-    first = run_summary(configuration(suite, tmp_path), [suite.names[0]])
+    first = run_summary(blocks_of_two(suite, tmp_path), [suite.names[0]])
     assert [simulation.simulation for simulation in first.simulations] == [suite.names[0]]
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npz")}
-    all_of_them = run_summary(configuration(suite, tmp_path))
+    all_of_them = run_summary(blocks_of_two(suite, tmp_path))
     assert {s.simulation: s.made > 0 for s in all_of_them.simulations} == {
         name: name != suite.names[0] for name in suite.names
     }
-    more = run_summary(configuration(suite, tmp_path, strata=[Stratum(rotations=3)]))
+    more = run_summary(blocks_of_two(suite, tmp_path, strata=[Stratum(rotations=3)]))
     assert more.made == sum(simulation.planned for simulation in more.simulations) // 3
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
@@ -117,7 +107,7 @@ def test_a_bad_simulation_is_blocked_and_the_others_are_made(tmp_path: Path) -> 
         particles_per_side=16,
         defects={"SB35_1": [Defect.NAN_POSITIONS], "SB35_2": [Defect.MISSING_HYDRO_SNAPSHOT]},
     )
-    config = configuration(suite, tmp_path / "dataset")
+    config = blocks_of_two(suite, tmp_path / "dataset")
     with pytest.raises(IncompleteRunError, match="SB35_1 is blocked") as caught:
         generate_dataset(config)
     by_name = {simulation.simulation: simulation for simulation in caught.value.summary.simulations}
@@ -132,17 +122,17 @@ def test_a_bad_simulation_is_blocked_and_the_others_are_made(tmp_path: Path) -> 
 
 def test_another_configuration_is_refused_before_anything_is_done(suite: MockSuite, tmp_path: Path) -> None:
     """Settings that change what is in a sample are refused for an existing data set, naming them."""
-    run_summary(configuration(suite, tmp_path), [suite.names[0]])
+    run_summary(blocks_of_two(suite, tmp_path), [suite.names[0]])
     before = digests(tmp_path)
     with pytest.raises(ConfigurationMismatchError, match="root_seed"):
-        generate_dataset(configuration(suite, tmp_path, root_seed=7))
+        generate_dataset(blocks_of_two(suite, tmp_path, root_seed=7))
     assert digests(tmp_path) == before
 
 
 def test_a_job_that_dies_is_repeated_and_loses_nothing(suite: MockSuite, tmp_path: Path) -> None:
     """A rank that is killed ends its job; the task is repeated, and the result is that of an undisturbed run."""
-    undisturbed = run_summary(configuration(suite, tmp_path / "undisturbed"))
-    config = configuration(suite, tmp_path / "disturbed", ranks=2)
+    undisturbed = run_summary(blocks_of_two(suite, tmp_path / "undisturbed"))
+    config = blocks_of_two(suite, tmp_path / "disturbed", ranks=2)
     killer = subprocess.Popen([sys.executable, "-c", _KILL_FIRST_RANK, str(config.output_root)])
     try:
         summary = run_summary(config)
