@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 from bind_core.errors import BindDataError
@@ -172,17 +172,30 @@ def _offered_interfaces() -> set[str]:
     return set(re.findall(r"^\s+(\w+)\s*$", said, re.MULTILINE))
 
 
+def ask(command: Sequence[str], timeout: float) -> subprocess.CompletedProcess[str]:
+    """Run a command that is about other jobs than the one that this process may be part of.
+
+    Raises
+    ------
+    OSError
+        If it cannot be started.
+    subprocess.TimeoutExpired
+        If it has not ended in time.
+    """
+    return subprocess.run(
+        command,
+        env=outside_of_jobs(os.environ),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
 def _output_of(command: list[str]) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(
-            command,
-            env=outside_of_jobs(os.environ),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_ASK_TIMEOUT,
-            check=False,
-        )
+        return ask(command, _ASK_TIMEOUT)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise LauncherMissingError(f"Cannot run {command[0]}: {error}.") from error
 

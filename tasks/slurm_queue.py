@@ -1,6 +1,5 @@
 """What is asked and told of SLURM's queue: jobs submitted, found, looked at and cancelled. Knows no Prefect."""
 
-import os
 import re
 import subprocess
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from pathlib import Path
 
 from bind_core.errors import BindDataError
 from tasks.launchers import JobFailedError, JobRefusedError, LauncherMissingError
-from tasks.slurm import outside_of_jobs
+from tasks.slurm import ask
 
 _COMMAND_TIMEOUT = 120.0
 _ENDED = {
@@ -145,15 +144,7 @@ class SlurmQueue:
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(
-            command,
-            env=outside_of_jobs(os.environ),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_COMMAND_TIMEOUT,
-            check=False,
-        )
+        return ask(command, _COMMAND_TIMEOUT)
     except subprocess.TimeoutExpired as error:
         raise QueueUnreachableError(f"{command[0]} did not answer within {_COMMAND_TIMEOUT:g} s.") from error
     except OSError as error:
