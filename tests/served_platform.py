@@ -144,6 +144,11 @@ class ServedPlatform:
     def task_runs(self, run_id: str) -> list[dict[str, Any]]:
         return list(self.ask("POST", "/task_runs/filter", flow_runs={"id": {"any_": [run_id]}}))
 
+    def log_lines(self, run_id: str) -> list[str]:
+        """Return what a run has logged so far; its last lines may arrive after its final state."""
+        logs = {"flow_run_id": {"any_": [run_id]}}
+        return [log["message"] for log in self.ask("POST", "/logs/filter", logs=logs, sort="TIMESTAMP_ASC")]
+
     def artifacts(self, run_id: str) -> dict[str, dict[str, Any]]:
         found = self.ask("POST", "/artifacts/filter", flow_runs={"id": {"any_": [run_id]}})
         return {artifact["key"]: artifact for artifact in found if artifact["key"]}

@@ -72,9 +72,10 @@ def test_a_run_is_started_from_the_form(open_page: Callable[[str], Page], platfo
     )
     run = platform.finished(runs[0]["id"])
     assert run["state_type"] == "FAILED"
+    message = f"There is no data set in {platform.folder / 'nowhere'}"
+    wait_for(lambda: any(message in line for line in platform.log_lines(run["id"])), "the log of the run")
     page = open_page(f"/v2/runs/flow-run/{run['id']}")
-    cause = page.get_by_text(f"There is no data set in {platform.folder / 'nowhere'}").first
-    expect(cause).to_be_in_viewport()
+    expect(page.get_by_text(message).first).to_be_in_viewport()
 
 
 def test_a_finished_run_shows_steps_and_artifacts(
