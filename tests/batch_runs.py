@@ -22,6 +22,8 @@ PROGRAM = REPOSITORY / "process_simulations.py"
 MPIEXEC = mpiexec()
 TIMEOUT = 120
 """Seconds after which a job counts as hanging."""
+SMALL = ["--resolution", "32", "--num_rotations", "2"]
+LONG = ["--resolution", "64", "--num_rotations", "20"]
 
 
 def bases(suite: MockSuite) -> list[str]:
@@ -50,6 +52,18 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run the batch program to its end, whatever that is; hanging is an error."""
     return _finished(command(*arguments, ranks=ranks), environment(**variables), cwd)
+
+
+def start(*arguments: str | Path, ranks: int = 0) -> subprocess.Popen[str]:
+    """Start a run that is to be disturbed."""
+    return subprocess.Popen(
+        command(*arguments, ranks=ranks),
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def run_mpi(source: str, ranks: int, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -135,6 +149,15 @@ def is_whole(root: Path) -> bool:
     rows = sample_rows(root)
     recorded = dict(zip(rows["path"].to_list(), rows["sha256"].to_list(), strict=True))
     return recorded == digests(root) and len(recorded) > 0 and not temporaries(root)
+
+
+def assert_same(root: Path, other: Path) -> None:
+    """Assert that two data sets are equal, but for which run made them and when, and hold nothing half made."""
+    assert sample_rows(root).equals(sample_rows(other))
+    of_the_attempt = ("inputs", "n_planned")
+    assert simulation_rows(root).drop(of_the_attempt).equals(simulation_rows(other).drop(of_the_attempt))
+    assert digests(root) == digests(other)
+    assert is_whole(root)
 
 
 def _manifest(root: Path) -> Manifest:
