@@ -1,4 +1,4 @@
-"""The batch program for real: its own processes, real files, `mpiexec`, kills and full disks."""
+"""The batch program for real: its own processes, real files, `mpiexec`, and what it refuses."""
 
 import os
 import subprocess
