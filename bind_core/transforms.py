@@ -45,14 +45,18 @@ class ChannelTransform(BaseModel):
 
     def apply(self, values: ArrayLike) -> Floats:
         """Return the transformed values, in double precision."""
-        scaled = np.asarray(values, dtype=np.float64) / self.scale
+        seen = np.array(values, dtype=np.float64)
+        if self.scale != 1.0:
+            seen /= self.scale
         match self.kind:
             case TransformKind.LOG:
-                return np.log10(scaled + 1.0)
+                seen += 1.0
+                np.log10(seen, out=seen)
             case TransformKind.ASINH:
-                return np.arcsinh(scaled)
+                np.arcsinh(seen, out=seen)
             case TransformKind.LINEAR:
-                return scaled
+                pass
+        return seen
 
     def invert(self, transformed: ArrayLike) -> Floats:
         """Return the values that `apply` would have transformed into these, in double precision."""
@@ -65,3 +69,19 @@ class ChannelTransform(BaseModel):
             case TransformKind.LINEAR:
                 scaled = seen
         return scaled * self.scale
+
+
+class ChannelTransforms(BaseModel):
+    """The transform of each map of the contract; further fields carry their own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", field_title_generator=lambda name, _: name)
+
+    condition: ChannelTransform = Field(ChannelTransform(), description="Of the condition.")
+    large_scale: ChannelTransform = Field(ChannelTransform(), description="Of all context maps.")
+    dark_matter: ChannelTransform = Field(ChannelTransform(), description="Of the target's dark matter.")
+    gas: ChannelTransform = Field(ChannelTransform(), description="Of the target's gas.")
+    stars: ChannelTransform = Field(ChannelTransform(), description="Of the target's stars.")
+
+    def by_channel(self) -> dict[str, ChannelTransform]:
+        """Return the transforms by the names of their channels."""
+        return {name: getattr(self, name) for name in type(self).model_fields}
