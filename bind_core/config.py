@@ -18,8 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from bind_core.backends import Backend
 from bind_core.errors import ConfigurationError
+from bind_core.fields import ExtraField, names_differ
 from bind_core.runners import DaskSettings, RunnerName
+from bind_core.sample import TARGET_CHANNELS
 from bind_core.slurm_jobs import SlurmJobSettings
+from bind_core.transforms import ChannelTransform, ChannelTransforms
 from bind_core.windows import Windows
 
 
@@ -150,6 +153,11 @@ class DatasetConfig(BaseModel):
         description="What becomes of black holes. exclude: they are in no map; with_stars: their mass is added to the "
         "stellar map.",
     )
+    extra_fields: tuple[ExtraField, ...] = Field(
+        (),
+        description="Further target channels, after dark matter, gas and stars: fields of the hydrodynamic run's "
+        "particles.",
+    )
     backend: Backend = Field(
         Backend.FUSED,
         description="Implementation of the projection. fused: the fast one; pylians and reference: the same maps, "
@@ -178,6 +186,13 @@ class DatasetConfig(BaseModel):
     test_fraction: float = Field(0.1, ge=0, le=1, description="Share of the simulations that form the test set.")
     total_simulations: int | None = Field(
         None, ge=1, description="Number of simulations of the suite; needed by split: shuffle only."
+    )
+
+    # How a model sees them
+    transforms: ChannelTransforms = Field(
+        ChannelTransforms(),
+        description="What becomes of each channel's values before their z-score, in the normalization statistics; the "
+        "samples hold the values themselves.",
     )
 
     # How it is made
@@ -242,6 +257,11 @@ class DatasetConfig(BaseModel):
                 raise ValueError(f"strata {lower.name} and {upper.name} overlap: a halo must belong to one only")
         return strata
 
+    @field_validator("extra_fields")
+    @classmethod
+    def _names_differ(cls, fields: tuple[ExtraField, ...]) -> tuple[ExtraField, ...]:
+        return names_differ(fields)
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         _ = self.windows
@@ -260,6 +280,16 @@ class DatasetConfig(BaseModel):
             depth=self.depth,
             resolution=self.resolution,
         )
+
+    @property
+    def target_channels(self) -> tuple[str, ...]:
+        """What the channels of a sample's target are called, in their order."""
+        return (*TARGET_CHANNELS, *(field.name for field in self.extra_fields))
+
+    @property
+    def channel_transforms(self) -> dict[str, ChannelTransform]:
+        """The transform of each channel by its name: the condition, the context maps, and the target's channels."""
+        return self.transforms.by_channel() | {field.name: field.transform for field in self.extra_fields}
 
     @property
     def content(self) -> dict[str, Any]:
@@ -285,7 +315,10 @@ class DatasetConfig(BaseModel):
         }
         if self.split is SplitPolicy.SHUFFLE:
             names.add("total_simulations")
-        return self.model_dump(mode="json", include=names)
+        values = self.model_dump(mode="json", include=names)
+        if self.extra_fields:  # a data set without any keeps the digest that it had before there were such fields
+            values["extra_fields"] = [field.content for field in self.extra_fields]
+        return values
 
     @property
     def digest(self) -> str:
@@ -399,7 +432,11 @@ def _model_of(setting: tuple[int | str, ...]) -> type[BaseModel]:
     """Return the model that a setting belongs to, by where it stands."""
     groups: dict[int | str, type[BaseModel]] = {
         "strata": Stratum,
+        "extra_fields": ExtraField,
+        "transform": ChannelTransform,
         "dask": DaskSettings,
         "slurm_job": SlurmJobSettings,
+        "transforms": ChannelTransforms,
+        **dict.fromkeys(ChannelTransforms.model_fields, ChannelTransform),
     }
     return next((groups[name] for name in reversed(setting[:-1]) if name in groups), DatasetConfig)

@@ -141,6 +141,7 @@ def test_snapshot_numbers_with_leading_zeros_are_decimal(tmp_path):
 
 
 CONTENT = {
+    "extra_fields": [{"name": "pressure", "particle_type": "gas", "field": "Pressure"}],
     "set_name": "CV",
     "snapshot_number": 33,
     "window_size": 3.125,
@@ -167,6 +168,7 @@ ELSEWHERE = {
     "retry_delay": 1.0,
     "strata": [{"min_mass": 1e12, "rotations": 1}],
     "pairing_threshold": 0.9,
+    "transforms": {"gas": {"kind": "asinh", "scale": 1e6}},
     "total_simulations": 10,
 }
 
