@@ -36,6 +36,7 @@ from flows.parameter_help import with_parameter_help
 from flows.runners import BlockFuture, block_runner, blocks_at_once, is_done
 from flows.signals import noted_signals
 from storage.blocks import ScreenedSimulation
+from storage.faults import Step, passing
 from storage.files import write_bytes
 from storage.gallery import sheet_of_dataset
 from storage.layout import DatasetLayout
@@ -179,6 +180,7 @@ class _Run:
         manifest = open_dataset(self.layout, self.config, refresh=self.refresh)
         workload: Workload = self._plan(manifest, self.remake or ())
         if workload.outstanding:
+            passing(Step.AFTER_PLANNING)
             prepare_root(self.layout.root)
             manifest.finish_interrupted()
             replaces = self.refresh or self.remake

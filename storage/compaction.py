@@ -16,6 +16,8 @@ import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, WriterProperties
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
+from storage.faults import Step, passing
+
 TABLE_SETTINGS: dict[str, str | None] = {
     "delta.checkpointInterval": "16",
     # Delta forgets versions after a month unless told otherwise, and a model may be questioned for years.
@@ -68,6 +70,7 @@ def keep_compact(path: Path, metadata: dict[str, str], now: datetime) -> None:
         sizes = pa.table(DeltaTable(path).get_add_actions()).column("size_bytes").to_pylist()
         if sum(size < TARGET_BYTES // 2 for size in sizes) > _MOST_SMALL_FILES:
             compact(path, metadata)
+            passing(Step.WITHIN_COMPACTION)
             remove_leftovers(path, now)
     except (DeltaError, OSError):
         return

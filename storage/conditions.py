@@ -13,7 +13,8 @@ from bind_core.errors import BindDataError
 from bind_core.inference import HaloCondition
 from bind_core.painting import PatchGrid
 from storage.archives import ArchiveError, decode_arrays, encode_arrays
-from storage.files import write_bytes
+from storage.faults import Step, passing
+from storage.files import remove_stale_temporaries, write_bytes
 
 INDEX_FILE = "conditions.json"
 
@@ -74,6 +75,7 @@ def write_conditions(
         If the disk or the quota is full.
     """
     written = []
+    remove_stale_temporaries(folder)
     (folder / INDEX_FILE).unlink(missing_ok=True)
     for condition in conditions:
         grid = PatchGrid.of(np.array(condition.halo.center), condition.rotation, box_size, config.windows)
@@ -92,6 +94,7 @@ def write_conditions(
             arrays["params"] = np.array(parameters)
         write_bytes(folder / _name(condition.halo.index), encode_arrays(arrays))
         written.append(condition.halo.index)
+        passing(Step.WITHIN_CONDITIONS)
     found = ConditionSet(simulation, box_size, config.digest, tuple(written), parameters)
     write_bytes(folder / INDEX_FILE, json.dumps(asdict(found), indent=2).encode())
     return found

@@ -21,6 +21,7 @@ from bind_core.rotations import rotation_matrix, seed_entropy
 from bind_core.snapshot import Component, read_header
 from bind_core.suite import InputFiles, find_simulation, natural_order
 from storage.archives import ArchiveError, decode_arrays, encode_arrays
+from storage.faults import Step, passing
 from storage.files import remove_stale_temporaries, write_bytes
 from storage.layout import DatasetLayout
 from storage.manifest import Manifest
@@ -124,6 +125,7 @@ def add_context_maps(
         for path, name in samples:
             try:
                 report.outcomes[_add(path, name, work, rebuild, recorded)] += 1
+                passing(Step.WITHIN_CONTEXT_MAPS)
             except (ContextError, ConfigurationError, SnapshotError, CatalogueError, ArchiveError) as error:
                 report.problems.append(f"{path}: {error}")
     return report

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, BinaryIO, Self
 
 from bind_core.errors import BindDataError
+from storage.faults import Step, passing
 
 TEMPORARY_SUFFIX = ".bind-tmp"
 
@@ -89,7 +90,9 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], None], *, replace: bool
         with _locked_temporary(path) as (temporary, stream):
             write(stream)
             stream.flush()
+            passing(Step.BETWEEN_WRITE_AND_FSYNC)
             os.fsync(stream.fileno())
+            passing(Step.BETWEEN_FSYNC_AND_RENAME)
             if replace:
                 temporary.replace(path)
             else:

@@ -19,6 +19,7 @@ from bind_core.halos import read_catalogue
 from bind_core.plan import SimulationPlan, in_blocks, sample_id
 from bind_core.splits import Split, shuffled_test_numbers, split_of
 from bind_core.suite import SimulationFiles, discover_simulations, find_simulation, natural_order, simulation_number
+from storage.faults import Step, passing
 from storage.files import remove_stale_temporaries, write_bytes
 from storage.import_check import compare_maps, map_names, maps_of, recompute
 from storage.import_report import ImportReport, Refusal, SimulationRecord
@@ -124,6 +125,7 @@ def import_samples(
                 record, outcome = importer.take(simulation, pool)
                 records.append(record)
                 outcomes += [] if outcome is None else [outcome]
+            passing(Step.WITHIN_IMPORT)
             if outcomes:
                 commit_outcomes(manifest, config, outcomes, run_id, imported=True)
             progress(len(records), len(older.simulations))

@@ -21,6 +21,7 @@ from bind_core.errors import BindDataError
 from storage.columns import SAMPLES, SIMULATIONS, ManifestError, TableForm
 from storage.commits import ManifestVersion, version_of
 from storage.compaction import keep_compact
+from storage.faults import Step, passing
 from storage.files import one_at_a_time, sha256_of, write_bytes
 from storage.layout import DatasetLayout
 from storage.replacement import NewFile, OldFile, Replacement, announce, finish, finish_interrupted, unfinished
@@ -204,11 +205,13 @@ class Manifest:
         if new is not None:
             self._refuse_existing(new, replaced)
         self._record_configuration()
+        passing(Step.BETWEEN_RENAME_AND_COMMIT)
         if replaced:
             self._replace(new, replaced, staged, metadata)
         elif new is not None:
             append_rows(self.layout.samples_table, new, metadata | {"samples_added": str(new.height)})
         version = self.version
+        passing(Step.WITHIN_COMMIT)
         append_rows(self.layout.simulations_table, attempts, metadata | {"samples_version": str(version)})
         for table in (self.layout.samples_table, self.layout.simulations_table):
             keep_compact(table, metadata, datetime.now(UTC))
@@ -297,6 +300,7 @@ class Manifest:
             old=tuple(OldFile(*file) for file in going.select("sample_id", "path", "sha256").rows()),
         )
         journal = announce(self.layout, replacement)
+        passing(Step.BEFORE_REPLACEMENT)
         counts = {"samples_added": str(coming.height), "samples_removed": str(going.height)}
         overwrite_rows(self.layout.samples_table, rows, simulations, metadata | counts)
         finish(self.layout, replacement, journal)

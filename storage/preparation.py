@@ -32,7 +32,8 @@ def prepare_root(root: Path) -> None:
     """
     probe = root / _PROBE
     try:
-        remove_stale_temporaries(root)
+        for folder in (root, *_folders_in(root)):
+            remove_stale_temporaries(folder)
         write_bytes(probe, b"")
         probe.unlink(missing_ok=True)
     except StorageFullError:
@@ -42,6 +43,11 @@ def prepare_root(root: Path) -> None:
             f"output_root: cannot write to the folder {root}: {error.strerror or error}. Give a folder that can be "
             "made and written to."
         ) from error
+
+
+def _folders_in(root: Path) -> list[Path]:
+    """Return the folders of statistics, reports, tags and the like, which lie one level below the root."""
+    return sorted(entry for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else []
 
 
 def is_folder(path: Path) -> bool:

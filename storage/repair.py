@@ -8,6 +8,7 @@ from bind_core.findings import Severity
 from bind_core.splits import split_of
 from bind_core.suite import simulation_number
 from storage.audit_result import AuditCode, AuditFinding
+from storage.faults import Step, passing
 from storage.files import flush_folder, make_folder, sha256_of
 from storage.layout import DatasetLayout
 from storage.manifest import Manifest
@@ -138,6 +139,7 @@ def tidy(layout: DatasetLayout, manifest: Manifest, plan: RepairPlan, run_id: st
         path = layout.absolute(target)
         make_folder(path.parent)
         layout.absolute(source).replace(path)
+        passing(Step.WITHIN_REPAIR)
         folders.add(path.parent)
     for orphan in plan.orphans:
         path = layout.absolute(orphan)

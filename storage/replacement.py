@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
+from storage.faults import Step, passing
 from storage.files import flush_folder, held, is_held, make_folder, sha256_of, write_bytes
 from storage.layout import DatasetLayout
 
@@ -111,6 +112,7 @@ def finish(layout: DatasetLayout, replacement: Replacement, journal: Path) -> No
             make_folder(path.parent)
             staged.replace(path)
             folders.add(path.parent)
+            passing(Step.WITHIN_REPLACEMENT)
     for old in replacement.old:
         if old.path not in coming:
             path = layout.absolute(old.path)

@@ -23,6 +23,7 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from bind_core.errors import BindDataError
+from storage.faults import Step, passing
 from storage.files import (
     flush_file,
     flush_folder,
@@ -171,6 +172,7 @@ def _make(
         for path in written:
             flush_file(path)
             flush_folder(path.parent)
+        passing(Step.WITHIN_PACKING)
         write_bytes(unfinished / _DONE_FILE, json.dumps(number + 1).encode())
         if progress is not None:
             progress(start + some.height, rows.height)
@@ -386,6 +388,7 @@ def _finish(unfinished: Path, folder: Path, rows: pl.DataFrame) -> None:
     write_bytes(unfinished / CHECKSUMS_FILE, json.dumps(checksums, indent=2).encode())
     for path in (unfinished, *filter(Path.is_dir, unfinished.rglob("*"))):
         flush_folder(path)
+    passing(Step.BEFORE_PACK)
     unfinished.rename(folder)
     flush_folder(folder.parent)
 

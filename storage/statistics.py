@@ -12,7 +12,8 @@ from bind_core.errors import BindDataError
 from bind_core.normalization import Moments, NormalizationStats, ZScore, log_transform
 from bind_core.splits import Split
 from storage.archives import ArchiveError, decode_arrays, encode_arrays
-from storage.files import write_bytes
+from storage.faults import Step, passing
+from storage.files import remove_stale_temporaries, write_bytes
 from storage.layout import DatasetLayout
 from storage.manifest import Manifest
 from storage.recorded import RecordedSample, map_recorded
@@ -131,6 +132,7 @@ def write_statistics(stats: NormalizationStats, folder: Path) -> list[Path]:
         "config_digest": np.str_(stats.config_digest),
         "n_samples": np.int64(stats.n_samples),
     }
+    remove_stale_temporaries(folder)
     written = []
     for channel, (name, prefix) in STATISTICS_FILES.items():
         score: ZScore = getattr(stats, channel)
@@ -140,6 +142,7 @@ def write_statistics(stats: NormalizationStats, folder: Path) -> list[Path]:
         }
         write_bytes(folder / name, encode_arrays(own | common))
         written.append(folder / name)
+        passing(Step.WITHIN_NORMALIZATION)
     return written
 
 

@@ -16,6 +16,7 @@ from bind_core.parameters import find_parameter_file, read_parameter_table
 from bind_core.plan import BlockPlan, Share
 from bind_core.suite import discover_simulations, find_simulation
 from storage.blocks import block_outcomes, plan_block, screen_block
+from storage.faults import Step, passing
 from storage.layout import DatasetLayout
 from storage.manifest import Manifest, open_dataset
 from storage.preparation import prepare_root
@@ -104,6 +105,7 @@ class BatchRun:
         return present, tuple(name for name in names if name not in set(present))
 
     def _make(self, workload: Workload, manifest: Manifest) -> dict[str, int]:
+        passing(Step.AFTER_PLANNING)
         prepare_root(self.layout.root)
         manifest.finish_interrupted()
         table = read_parameter_table(find_parameter_file(self.config))

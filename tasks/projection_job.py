@@ -35,6 +35,7 @@ from bind_core.maps import input_maps, target_map
 from bind_core.mesh import ParticleMesh
 from bind_core.plan import BlockPlan, SimulationPlan
 from bind_core.wrapping import into_box
+from storage.faults import Step, passing
 from storage.files import StorageFullError, write_bytes
 from storage.layout import DatasetLayout
 from storage.replacement import staging_kept
@@ -247,6 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for finding in result.findings:
             level = logging.ERROR if finding.severity is Severity.ERROR else logging.WARNING
             messages.say(level, finding.message, finding.simulation)
+        passing(Step.WITHIN_RESULT)
         write_bytes(result_file(options.plan.parent, result.simulation), result.to_json().encode())
 
     try:

@@ -24,6 +24,7 @@ from bind_core.plan import BlockPlan, SimulationPlan, Target
 from bind_core.sample import TARGET_CHANNELS, Sample
 from bind_core.snapshot import Component, SnapshotHeader, read_header
 from bind_core.suite import Role, SimulationFiles, find_simulation
+from storage.faults import Step, passing
 from storage.files import remove_stale_temporaries
 from storage.layout import DatasetLayout
 from storage.replacement import staged_path
@@ -271,6 +272,7 @@ class SimulationJob:
             if masses is not None:
                 masses[filled:end] = particles.masses
             filled = end
+            passing(Step.WITHIN_READING)
         return Share(positions[:filled], None if masses is None else masses[:filled], check)
 
     def _project(
@@ -304,6 +306,7 @@ class SimulationJob:
         def write_mine() -> None:
             for index in indices:
                 mine[index] = self._write_sample(maps[index], targets[index])
+                passing(Step.BETWEEN_SAMPLES)
                 self._report("write", index + 1, len(targets))
 
         with dealt_out(self.node, len(targets)) as indices:
