@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bind_core.config import DatasetConfig, read_yaml_mapping
+from bind_core.config import DatasetConfig
 from bind_core.errors import BindDataError, ConfigurationError
+from bind_core.settings_file import read_yaml_mapping
 from storage.context_maps import Orientation, add_context_maps
 from storage.preparation import with_absolute_paths
 

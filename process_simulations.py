@@ -18,9 +18,10 @@ from mpi4py import MPI
 from rich.console import Console
 
 from bind_core.backends import Backend
-from bind_core.config import DatasetConfig, read_yaml_mapping
+from bind_core.config import DatasetConfig
 from bind_core.errors import BindDataError, ConfigurationError
 from bind_core.plan import Share
+from bind_core.settings_file import read_yaml_mapping
 from storage.preparation import with_absolute_paths
 from tasks.launchers import ranks_asked_for
 from tasks.projection_job import check_world_size, follow

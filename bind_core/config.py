@@ -7,7 +7,7 @@ fill in. It is frozen, and it prints back as YAML.
 import hashlib
 import json
 import math
-import re
+import reprlib
 from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +21,7 @@ from bind_core.errors import ConfigurationError
 from bind_core.fields import ExtraField, names_differ
 from bind_core.runners import DaskSettings, RunnerName
 from bind_core.sample import TARGET_CHANNELS
+from bind_core.settings_file import read_yaml_mapping
 from bind_core.slurm_jobs import SlurmJobSettings
 from bind_core.transforms import ChannelTransform, ChannelTransforms
 from bind_core.windows import Windows
@@ -238,6 +239,13 @@ class DatasetConfig(BaseModel):
             raise ValueError("no folder is given")  # a path without a name would be the current folder
         return folder
 
+    @field_validator("dmo_base", "hydro_base", "catalogue_base", "output_root", "parameter_file")
+    @classmethod
+    def _can_be_a_path(cls, path: Path | None) -> Path | None:
+        if path is not None and "\0" in str(path):
+            raise ValueError("a path cannot hold the character \\0")
+        return path
+
     @field_validator("parameter_file", mode="before")
     @classmethod
     def _empty_is_none(cls, file: Any) -> Any:
@@ -370,58 +378,16 @@ class DatasetConfig(BaseModel):
         return cls.from_values(read_yaml_mapping(path) | (overrides or {}), source=str(path))
 
 
-class _SettingsLoader(yaml.SafeLoader):
-    """YAML without two of its surprises: 033 is no octal 27, and a setting that stands there twice is an error."""
-
-
-def _decimal(loader: _SettingsLoader, node: yaml.ScalarNode) -> int:
-    text = str(node.value)
-    return int(text) if re.fullmatch(r"[-+]?0[0-9]+", text) else loader.construct_yaml_int(node)
-
-
-def _mapping_without_repeats(loader: _SettingsLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    names = [str(key.value) for key, _ in node.value]
-    for name in names:
-        if names.count(name) > 1:
-            raise yaml.constructor.ConstructorError(None, None, f"the setting {name} is there twice", node.start_mark)
-    return loader.construct_mapping(node, deep=True)
-
-
-_SettingsLoader.add_constructor("tag:yaml.org,2002:int", _decimal)
-_SettingsLoader.add_constructor("tag:yaml.org,2002:map", _mapping_without_repeats)
-
-
-def read_yaml_mapping(path: Path) -> dict[str, Any]:
-    """Read the mapping that a YAML file of settings holds.
-
-    Raises
-    ------
-    ConfigurationError
-        If the file cannot be read or holds something other than a mapping.
-    """
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _SettingsLoader)  # noqa: S506  (a safe loader)
-    except OSError as error:
-        raise ConfigurationError(
-            f"Cannot read the configuration file {path}: {error.strerror or error}. Give the path of a YAML file; "
-            f"`bind-data config` prints one to start from."
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"The configuration file {path} is not valid YAML: {error}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigurationError(
-            f"The configuration file {path} must hold `name: value` lines, but it holds a {type(values).__name__}."
-        )
-    return {str(name): value for name, value in values.items()}
+_FOUND = reprlib.Repr()
+_FOUND.maxstring = _FOUND.maxother = 300
+_FOUND.maxlong = 60
 
 
 def _explain(error: ValidationError, source: str) -> str:
     lines = [f"{source} cannot be used:"]
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"]) or "(settings together)"
-        found = "" if problem["type"] in {"missing", "value_error"} else f" (found {problem['input']!r})"
+        found = "" if problem["type"] in {"missing", "value_error"} else f" (found {_FOUND.repr(problem['input'])})"
         lines.append(f"  {where}: {problem['msg'].removeprefix('Value error, ')}{found}")
         if problem["type"] == "extra_forbidden":
             lines[-1] += f"; known settings are {', '.join(_model_of(problem['loc']).model_fields)}"

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
-from bind_core.config import DatasetConfig, read_yaml_mapping
+from bind_core.config import DatasetConfig
 from bind_core.errors import ConfigurationError
+from bind_core.settings_file import read_yaml_mapping
 
 if TYPE_CHECKING:
     from storage.layout import DatasetLayout
