@@ -1,0 +1,423 @@
+"""Reads one mutated input after the other, in a process of its own, and says what came of each.
+
+    python reader_cases.py SEEDS READER SEED FIRST COUNT
+
+Every case is written to standard output twice, as a line of JSON: before and after it is read. So if this process dies
+of one, it is the last that was begun.
+"""
+
+import faulthandler
+import json
+import re
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mutations import Random, chosen, mutated_bytes, mutated_hdf5, mutated_text
+
+from bind_core.config import BlackHolePolicy, DatasetConfig, StarPolicy
+from bind_core.dataset import FileReader, SampleDataset
+from bind_core.errors import BindDataError
+from bind_core.halos import halos_in, read_catalogue, read_catalogue_header
+from bind_core.parameters import ParameterTable, read_parameter_table
+from bind_core.particles import component_source, read_slices
+from bind_core.plan import BlockPlan
+from bind_core.snapshot import Component, read_header
+from bind_core.suite import find_simulation
+from bind_core.validation import validate_simulation
+from storage.archives import decode_arrays, encode_arrays
+from storage.conditions import read_condition, read_condition_set
+from storage.layout import DatasetLayout
+from storage.results import SimulationResult
+from storage.samples import encode_sample, read_sample
+from storage.shards import read_identity
+from storage.statistics import STATISTICS_FILES, read_statistics
+from storage.tags import read_tags
+
+SECONDS_PER_CASE = 30
+MEMORY_PER_CASE = 2 << 30
+"""Address space beyond what the process has when it begins."""
+
+_HOSTILE_WORDS = (
+    "!!python/object/apply:os.system ['touch hacked']",
+    "!!python/name:os.system",
+    "!!bool maybe",
+    "!!int ten",
+    "!!float ten",
+    "!!timestamp never",
+    "!!binary \u00e4",
+    "!!set {a, b}",
+    "&a [*a, *a]",
+    "*a",
+    "<<: *a",
+    "? [a, b]",
+    "[" * 500,
+    "{" * 3000,
+    "- " * 2000,
+    "9" * 5000,
+    "1e400",
+    "-.inf",
+    ".nan",
+    "nan",
+    "inf",
+    "null",
+    "true",
+    "2020-13-45",
+    "1:99:99",
+    "0o9",
+    '"\\0"',
+    "../../x",
+    "\x00",
+    "\u2028",
+    "''",
+    "[]",
+    "{}",
+    '{"a": 1}',
+    "-1",
+    "1e30",
+    "1_0",
+    "#",
+    "#Name",
+    ",",
+    '"',
+    "Name",
+)
+_HOSTILE_VALUES = (
+    None,
+    True,
+    -1,
+    0,
+    1.5,
+    10**30,
+    float("nan"),
+    float("inf"),
+    "",
+    "../../x",
+    "\x00",
+    "2026-11-01",
+    "<b>",
+    [],
+    [1, "a", None],
+    {},
+    {"a": {"b": []}},
+    [[[[]]]],
+)
+
+
+class Wrong(Exception):
+    """A reader returned what no sound input could hold."""
+
+
+def require(condition: bool, what: str) -> None:
+    """Raise `Wrong` unless a condition holds."""
+    if not condition:
+        raise Wrong(what)
+
+
+def mutated_json(text: str, random: Random) -> bytes:
+    """Replace, drop or add values of a JSON file at any depth, or spoil its text."""
+    if random.random() < 0.3:
+        return mutated_text(text, random, _HOSTILE_WORDS)
+    values = json.loads(text)
+    places = list(_places(values))
+    for _ in range(int(random.integers(1, 3))):
+        holder, key = chosen(random, places)
+        if isinstance(holder, dict) and random.random() < 0.2:
+            holder.pop(key, None)
+        elif isinstance(holder, dict) and random.random() < 0.1:
+            holder["unknown"] = 1
+        elif isinstance(holder, dict) or key < len(holder):
+            holder[key] = chosen(random, _HOSTILE_VALUES)
+    return json.dumps(values).encode("utf-8", "surrogatepass")
+
+
+def _places(values: Any) -> Iterator[tuple[Any, Any]]:
+    items = values.items() if isinstance(values, dict) else enumerate(values)
+    for key, value in list(items):
+        yield values, key
+        if isinstance(value, dict | list):
+            yield from _places(value)
+
+
+def mutated_npz(content: bytes, random: Random) -> bytes:
+    """Replace arrays of an archive by others, or spoil its bytes."""
+    if random.random() < 0.5:
+        return mutated_bytes(content, random)
+    arrays: dict[str, Any] = dict(decode_arrays(content, Path("sound.npz")))
+    key = chosen(random, sorted(arrays))
+    array = arrays[key]
+    replacements: tuple[Callable[[], Any], ...] = (
+        lambda: np.full_like(array, np.nan) if array.dtype.kind == "f" else array[()],
+        lambda: np.zeros(0),
+        lambda: array.astype(chosen(random, ("f2", "f8", "S4", "U4", "i8", "?", "c16"))),
+        lambda: array.reshape(-1)[:1],
+        lambda: array[np.newaxis],
+        lambda: -np.abs(array) if array.dtype.kind == "f" else array,
+        lambda: np.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f8")]),
+        lambda: np.array(["2020-01-01"], dtype="M8[D]"),
+        lambda: np.array("text"),
+        lambda: np.float64(0),
+        lambda: np.float64(np.inf),
+        lambda: np.int64(-(2**63)),
+    )
+    if random.random() < 0.1:
+        del arrays[key]
+    else:
+        with suppress(ValueError):  # text is no number
+            arrays[key] = chosen(random, replacements)()
+    packed = encode_arrays(arrays)
+    return mutated_bytes(packed, random) if random.random() < 0.2 else packed
+
+
+def _copy(source: Path, folder: Path) -> Path:
+    return Path(shutil.copy(source, folder / source.name))
+
+
+def _config(seeds: Path, **settings: Any) -> DatasetConfig:
+    return DatasetConfig.from_yaml(seeds / "dataset.yaml", settings)
+
+
+def read_snapshot_particles(seeds: Path, folder: Path, random: Random) -> str | None:
+    """Read the header and the particles of all components."""
+    files = sorted((seeds / "snapshots").iterdir())
+    path = _copy(chosen(random, files), folder)
+    mutated_hdf5(path, random, chosen(random, files))
+    policies = {"stars": chosen(random, list(StarPolicy)), "black_holes": chosen(random, list(BlackHolePolicy))}
+    config = _config(seeds, **policies)
+    return _attempt(path, lambda: _read_particles(path, config))
+
+
+def _read_particles(path: Path, config: DatasetConfig) -> None:
+    header = read_header(path)
+    require(np.isfinite([header.box_size, header.redshift, header.omega0, header.hubble]).all(), "header")
+    require(bool(np.isfinite(header.mass_table).all()), "mass table")
+    for component in Component:
+        source = component_source(component, [path], config)
+        read = 0
+        for part in read_slices(source, source.pieces):
+            positions = part.positions
+            require(bool(((positions >= 0) & (positions < np.float32(source.box_size))).all()), "positions")
+            require(part.masses is None or len(part.masses) == len(positions), "masses")
+            read += part.tally.particles
+        require(read == source.count, "count")
+
+
+def read_halos(seeds: Path, folder: Path, random: Random) -> str | None:
+    """Read a catalogue."""
+    files = sorted((seeds / "catalogues").iterdir())
+    path = _copy(chosen(random, files), folder)
+    mutated_hdf5(path, random, chosen(random, files))
+
+    def read() -> None:
+        read_catalogue_header(path)
+        catalogue = read_catalogue([path])
+        require(len(catalogue.masses) == len(catalogue.centers) == len(catalogue.radii), "lengths")
+        halos_in(catalogue, _config(seeds).strata[0])
+
+    return _attempt(path, read)
+
+
+def inspect_a_simulation(seeds: Path, folder: Path, random: Random) -> str | None:
+    """Find and validate a simulation, one of whose files is spoilt: findings come back, and no error at all."""
+    shutil.copytree(seeds / "suite", folder / "suite", symlinks=True)
+    files = sorted((folder / "suite").rglob("*.hdf5"))
+    path = chosen(random, files)
+    mutated_hdf5(path, random, chosen(random, sorted((seeds / "suite").rglob("*.hdf5"))))
+    bases = {
+        f"{name}_base": folder / "suite" / base
+        for name, base in (("dmo", "DMO"), ("hydro", "Hydro"), ("catalogue", "FOF"))
+    }
+    config = _config(seeds, **bases)
+    table = read_parameter_table(next((seeds / "suite").glob("*.txt")))
+    inspection = validate_simulation(find_simulation("SB35_0", config), config, table)
+    for finding in inspection.findings:
+        require(bool(str(finding)) and bool(finding.as_dict()), "finding")
+    return str(inspection.findings[0]) if inspection.findings else None
+
+
+def read_parameters(seeds: Path, folder: Path, random: Random) -> str | None:
+    """Read a parameter table."""
+    source = next((seeds / "suite").glob("*.txt"))
+    path = folder / source.name
+    path.write_bytes(mutated_text(source.read_text(), random, _HOSTILE_WORDS))
+
+    def read() -> None:
+        table: ParameterTable = read_parameter_table(path)
+        for row in table.rows.values():
+            require(row.shape == (len(table.names),) and bool(np.isfinite(row).all()), "row")
+
+    return _attempt(path, read)
+
+
+def read_configuration(seeds: Path, folder: Path, random: Random) -> str | None:
+    """Read a configuration, which then prints back as it was read."""
+    path = folder / "dataset.yaml"
+    path.write_bytes(mutated_text((seeds / "dataset.yaml").read_text(), random, _HOSTILE_WORDS))
+
+    def read() -> None:
+        config = DatasetConfig.from_yaml(path)
+        path.write_text(config.to_yaml(), encoding="utf-8")
+        require(DatasetConfig.from_yaml(path) == config, "round trip")
+        find_simulation(f"{config.set_name}_0", config)
+
+    return _attempt(path, read)
+
+
+def read_a_sample(seeds: Path, folder: Path, random: Random) -> str | None:
+    """Read a sample, as the data set's own reader and as a training run do."""
+    path = folder / "sample.npz"
+    path.write_bytes(mutated_npz((seeds / "sample.npz").read_bytes(), random))
+    refused = _attempt(path, lambda: require(bool(encode_sample(read_sample(path))), "sample"))
+
+    def train() -> None:
+        rows = FileReader(seeds).rows
+        reader = FileReader(folder, rows.with_columns(path=rows["path"].str.replace(".*", "sample.npz")))
+        for array in SampleDataset(reader)[0].values():
+            require(not array.dtype.hasobject, "object")
+
+    return _attempt(path, train) or refused
+
+
+def read_rows(seeds: Path, folder: Path, random: Random) -> str | None:
+    """Open the rows that a training run reads."""
+    path = folder / "samples.parquet"
+    path.write_bytes(mutated_bytes((seeds / path.name).read_bytes(), random))
+
+    def read() -> None:
+        _copy(seeds / "sample.npz", folder)
+        SampleDataset(FileReader(folder), split="train", where="halo_mass > 0")[0]
+
+    return _attempt(folder, read)
+
+
+def read_normalization(seeds: Path, folder: Path, random: Random) -> str | None:
+    """Read normalization statistics, one of whose files is spoilt."""
+    for name, _ in STATISTICS_FILES.values():
+        _copy(seeds / "statistics" / name, folder)
+    path = folder / chosen(random, [name for name, _ in STATISTICS_FILES.values()])
+    path.write_bytes(mutated_npz(path.read_bytes(), random))
+
+    def read() -> None:
+        stats = read_statistics(folder)
+        scores = (stats.condition, stats.dark_matter, stats.gas, stats.stars, *stats.large_scale)
+        require(all(np.isfinite([score.mean, score.std]).all() and score.std > 0 for score in scores), "score")
+
+    return _attempt(folder, read)
+
+
+def read_the_tags(seeds: Path, folder: Path, random: Random) -> str | None:
+    """Read the tags of a data set."""
+    path = folder / "manifest" / "tags" / "first.json"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(mutated_json((seeds / "first.json").read_text(), random))
+
+    def read() -> None:
+        for tag in read_tags(DatasetLayout(folder, "SB35")):
+            require(json.loads(json.dumps(tag.as_dict()))["version"] == int(tag.version), "version")
+            require(tag.committed_at.tzinfo is not None and tag.tagged_at.tzinfo is not None, "time zones")
+            require(all(isinstance(text, str) for text in (tag.name, tag.note, tag.user, tag.host)), "text")
+
+    return _attempt(path, read)
+
+
+def read_conditions(seeds: Path, folder: Path, random: Random) -> str | None:
+    """Read the conditions of a simulation, with either of their files spoilt."""
+    index, maps = (_copy(seeds / "conditions" / name, folder) for name in ("conditions.json", "halo_0.npz"))
+    path = chosen(random, (index, maps))
+    spoil = mutated_json(path.read_text(), random) if path == index else mutated_npz(path.read_bytes(), random)
+    path.write_bytes(spoil)
+
+    def read() -> None:
+        found = read_condition_set(folder)
+        require(isinstance(found.simulation, str) and np.isfinite(float(found.box_size)), "set")
+        require(all(isinstance(halo, int) for halo in found.halos), "halos")
+        _, grid = read_condition(folder, 0)
+        require(grid.rotation.shape == (3, 3) and grid.center.shape == (3,), "grid")
+
+    return _attempt(folder, read)
+
+
+def read_a_pack(seeds: Path, folder: Path, random: Random) -> str | None:
+    """Read what a pack says that it holds."""
+    path = folder / "pack.json"
+    path.write_bytes(mutated_json((seeds / "pack.json").read_text(), random))
+
+    def read() -> None:
+        identity = read_identity(folder)
+        require(isinstance(identity.version, int) and isinstance(identity.where, str), "identity")
+
+    return _attempt(folder, read)
+
+
+def read_a_plan(seeds: Path, _folder: Path, random: Random) -> str | None:
+    """Read the plan of a block, and what its job made of it."""
+    text = mutated_json((seeds / "plan.json").read_text(), random).decode("utf-8", "replace")
+    result = mutated_json((seeds / "result.json").read_text(), random).decode("utf-8", "replace")
+    refused = _attempt(None, lambda: require(bool(BlockPlan.from_json(text).to_json()), "plan"))
+    return _attempt(None, lambda: require(bool(SimulationResult.from_json(result).to_json()), "result")) or refused
+
+
+READERS: dict[str, Callable[[Path, Path, Random], str | None]] = {
+    "snapshot": read_snapshot_particles,
+    "catalogue": read_halos,
+    "simulation": inspect_a_simulation,
+    "parameters": read_parameters,
+    "configuration": read_configuration,
+    "sample": read_a_sample,
+    "rows": read_rows,
+    "statistics": read_normalization,
+    "tags": read_the_tags,
+    "conditions": read_conditions,
+    "pack": read_a_pack,
+    "plan": read_a_plan,
+}
+
+
+def _attempt(place: Path | None, read: Callable[[], None]) -> str | None:
+    """Read; return what the reader said if it refused, which must name the place."""
+    try:
+        read()
+    except BindDataError as error:
+        if place is not None:
+            require(str(place) in str(error), f"the message does not name {place}: {error}")
+        require(len(str(error)) < 20_000, f"a message of {len(str(error)):,} characters")
+        link: BaseException | None = error
+        while link is not None:
+            require(not isinstance(link, MemoryError), f"as much memory as the input asks for was asked for: {error}")
+            link = link.__cause__ or link.__context__
+        return str(error)
+    return None
+
+
+def main() -> None:
+    """Read the cases that were asked for."""
+    seeds, reader = Path(sys.argv[1]), sys.argv[2]
+    seed, first, count = map(int, sys.argv[3:])
+    faulthandler.enable()
+    pages = int(re.search(r"VmSize:\s+(\d+)", Path("/proc/self/status").read_text()).group(1))
+    resource.setrlimit(resource.RLIMIT_AS, (pages * 1024 + MEMORY_PER_CASE,) * 2)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    for case in range(first, first + count):
+        print(json.dumps({"case": case}), flush=True)
+        with tempfile.TemporaryDirectory(prefix="case-") as name:
+            signal.setitimer(signal.ITIMER_REAL, SECONDS_PER_CASE)
+            random = np.random.default_rng([seed, case])
+            try:
+                said = READERS[reader](seeds, Path(name), random)
+                outcome = {"case": case, "outcome": "refused" if said else "read"}
+            except BaseException:
+                outcome = {"case": case, "outcome": "wrong", "why": traceback.format_exc()}
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        print(json.dumps(outcome), flush=True)
+
+
+if __name__ == "__main__":
+    main()
