@@ -6,6 +6,8 @@ Imports torch only to learn which worker it runs in, and does without it.
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 from bind_core.errors import BindDataError
 from bind_core.normalization import NormalizationStats, normalize
 from bind_core.sample import Sample
+from bind_core.shard_files import ShardedArray
 from bind_core.splits import Split
 
 Arrays = dict[str, NDArray]
@@ -94,38 +97,31 @@ class ShardReader:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self.rows = _read_rows(self.folder, "bind-data pack")
-        self._arrays: dict[str, Any] = {}
-        self._process = -1
 
     def read(self, numbers: Sequence[int]) -> list[Arrays]:
         """Return samples by their numbers."""
-        self._open()
+        order = sorted(range(len(numbers)), key=numbers.__getitem__)
+        in_order = [numbers[position] for position in order]
+        samples: list[Arrays] = [{} for _ in numbers]
         try:
-            return [
-                {name: np.asarray(array[int(number)]) for name, array in self._arrays.items()} for number in numbers
-            ]
-        except (OSError, ValueError) as error:
+            for array in self._arrays.values():
+                array.announce(in_order)
+            for position, number in zip(order, in_order, strict=True):
+                samples[position] = {name: array.read(number) for name, array in self._arrays.items()}
+        except (OSError, ValueError, RuntimeError) as error:
             raise DatasetError(
                 f"Cannot read the pack {self.folder}: {error}. `bind-data pack --verify` says what is damaged; remove "
                 "it and pack again."
             ) from error
+        return samples
 
-    def _open(self) -> None:
-        """Open the arrays, in each process anew: the threads that read them do not survive a fork."""
-        if self._process == os.getpid():
-            return
-        import zarr
-
-        try:
-            group = zarr.open_group(self.folder / _ARRAYS, mode="r")
-        except (OSError, ValueError) as error:
-            raise DatasetError(f"{self.folder} is no pack of shards: {error}.") from error
-        self._arrays = dict(group.arrays())
-        self._process = os.getpid()
+    @cached_property
+    def _arrays(self) -> dict[str, ShardedArray]:
+        return {field.name: ShardedArray(self.folder / _ARRAYS / field.name) for field in fields(Sample)}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is open, for workers that are spawned."""
-        return self.__dict__ | {"_arrays": {}, "_process": -1}
+        return {name: value for name, value in self.__dict__.items() if name != "_arrays"}
 
 
 class Augmentation:
