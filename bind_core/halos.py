@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from bind_core.config import Stratum
 from bind_core.errors import CatalogueError
 from bind_core.snapshot import KPC_PER_MPC, MASS_UNIT, attribute, header_attributes, open_hdf5
+from bind_core.stored_data import member, require_stored
 
 _MASS, _RADIUS, _POSITION = "Group_M_Crit200", "Group_R_Crit200", "GroupPos"
 _MAX_GROUPS = 1 << 31
@@ -176,7 +177,7 @@ def _read_header(file: h5py.File, path: Path) -> CatalogueHeader:
 
 
 def _read(file: h5py.File, path: Path, name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    dataset = file.get(f"Group/{name}")
+    dataset = member(file, f"Group/{name}")
     if not isinstance(dataset, h5py.Dataset):
         raise CatalogueError(
             f"{path}: the dataset Group/{name} is missing, though the Header counts {shape[0]} groups. "
@@ -187,4 +188,5 @@ def _read(file: h5py.File, path: Path, name: str, shape: tuple[int, ...]) -> NDA
             f"{path}: the dataset Group/{name} should be numbers of shape {shape}, as the Header counts, but it is "
             f"{dataset.dtype} of shape {dataset.shape}. The file is damaged: fetch it again."
         )
+    require_stored(dataset, positions=name == _POSITION)
     return np.asarray(dataset[...], dtype=np.float64)

@@ -24,6 +24,7 @@ from bind_core.snapshot import (
     read_header,
     reason_of,
 )
+from bind_core.stored_data import member, require_stored
 
 SLICE_ROWS = 1 << 18
 """Particles read at once: 6 MB of float64 coordinates. Digests that are on record depend on it."""
@@ -186,12 +187,13 @@ def checked_dataset(
     ------
     SnapshotError
         If the dataset is missing though there are particles, or has the wrong shape or type.
+    StoredDataError
+        If the file does not hold what it claims; whoever opened the file by `open_hdf5` gets it as a SnapshotError.
     """
-    group = file.get(f"PartType{int(particle_type)}")
     counts = attribute(header_attributes(file), "NumPart_ThisFile")
     counted = 0 if counts is None or len(counts) <= particle_type else int(counts[particle_type])
     where = f"{path}: dataset PartType{int(particle_type)}/{name}"
-    dataset = group.get(name) if isinstance(group, h5py.Group) else None
+    dataset = member(file, f"PartType{int(particle_type)}/{name}")
     if not isinstance(dataset, h5py.Dataset):
         if counted == 0 or optional:
             return None
@@ -204,6 +206,7 @@ def checked_dataset(
         )
     if dataset.dtype.kind != "f" or dataset.dtype.itemsize not in (4, 8):
         raise SnapshotError(f"{where} should hold 32- or 64-bit floating-point numbers, found {dataset.dtype}.")
+    require_stored(dataset, positions=name == "Coordinates")
     return dataset if counted else None
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bind_core.errors import BindDataError, SnapshotError
+from bind_core.stored_data import StoredDataError, member, require_short
 from bind_core.suite import Role
 
 KPC_PER_MPC = 1000.0
@@ -80,6 +81,8 @@ def open_hdf5(path: Path, error_type: type[Exception] = SnapshotError) -> Iterat
             yield file
         except BindDataError:
             raise
+        except StoredDataError as error:
+            raise error_type(f"{path}: {error}.") from error
         except Exception as error:  # damage in the file surfaces in h5py as almost any exception
             raise error_type(
                 f"{path}: cannot be read: {reason_of(error)}. The file is damaged: fetch it again."
@@ -96,7 +99,7 @@ Attributes = tuple[h5py.AttributeManager, ...]
 
 def header_attributes(file: h5py.File) -> Attributes:
     """Return the attributes of the groups that codes write a header to, of those that are there."""
-    groups = (file.get(name) for name in ("Header", "Parameters", "Cosmology"))
+    groups = (member(file, name) for name in ("Header", "Parameters", "Cosmology"))
     return tuple(group.attrs for group in groups if group is not None)
 
 
@@ -104,6 +107,7 @@ def attribute(header: Attributes, name: str) -> NDArray | None:
     """Return a header attribute as an array, from the first group that has it; else None."""
     for attributes in header:
         if name in attributes:
+            require_short(attributes, name)
             return np.atleast_1d(np.asarray(attributes[name]))
     return None
 
@@ -148,7 +152,7 @@ def read_header(path: Path) -> SnapshotHeader:
         omega_baryon = attribute(header, "OmegaBaryon")
         return SnapshotHeader(
             box_size=_box_size(path, numbers("BoxSize")),
-            mass_table=tuple((numbers("MassTable").astype(np.float64) * MASS_UNIT).tolist()),
+            mass_table=_masses(path, numbers("MassTable")),
             counts_this_file=this_file,
             counts_total=_counts(path, "NumPart_Total", totals),
             number_of_files=int(number("NumFilesPerSnapshot")),
@@ -162,12 +166,16 @@ def read_header(path: Path) -> SnapshotHeader:
 
 
 def _checked_numbers(path: Path, name: str, value: NDArray) -> NDArray:
-    if value.dtype.kind not in "fiu" or value.size == 0 or not np.all(np.isfinite(value)):
+    numbers = value
+    if value.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # of those that no double-precision number is large enough for
+            numbers = value.astype(np.float64)
+    if value.dtype.kind not in "fiu" or value.size == 0 or not np.all(np.isfinite(numbers)):
         raise SnapshotError(
             f"{path}: Header attribute {name} should be a finite number, found {value.tolist()}. The header is "
             "damaged: fetch the file again."
         )
-    return value.reshape(-1)
+    return numbers.reshape(-1)
 
 
 def _totals(path: Path, low: NDArray, high: NDArray | None) -> NDArray:
@@ -194,9 +202,22 @@ def _counts(path: Path, name: str, values: NDArray) -> tuple[int, ...]:
     return tuple(int(value) for value in values)
 
 
-def _box_size(path: Path, values: NDArray) -> float:
-    if np.any(values != values[0]) or not values[0] > 0:
+def _masses(path: Path, values: NDArray) -> tuple[float, ...]:
+    with np.errstate(over="ignore"):
+        masses = values.astype(np.float64) * MASS_UNIT
+    if not np.all(np.isfinite(masses)):
         raise SnapshotError(
-            f"{path}: Header attribute BoxSize should be one positive size (a cubic box), found {values.tolist()}."
+            f"{path}: Header attribute MassTable should hold masses in 1e10 Msun/h, found {values.tolist()}. The "
+            "header is damaged: fetch the file again."
         )
-    return float(values[0]) / KPC_PER_MPC
+    return tuple(masses.tolist())
+
+
+def _box_size(path: Path, values: NDArray) -> float:
+    size = float(values[0]) / KPC_PER_MPC
+    if np.any(values != values[0]) or not 0 < size < np.finfo(np.float32).max:
+        raise SnapshotError(
+            f"{path}: Header attribute BoxSize should be one positive size (a cubic box) in ckpc/h, found "
+            f"{values.tolist()}. The header is damaged: fetch the file again."
+        )
+    return size

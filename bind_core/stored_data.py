@@ -1,0 +1,125 @@
+"""What an HDF5 file holds, against what it claims to hold: looked at before memory is set aside for it.
+
+A file of a few kilobytes can declare a dataset of 10^12 rows, or one whose numbers are in another file. The shape alone
+is therefore not believed: what is read has to lie in the file, all of it.
+"""
+
+import math
+
+import h5py
+
+_MOST_LINKS = 16
+_ATTRIBUTE_BYTES = 1 << 16
+"""What HDF5 itself allows to an attribute in its header; the widest that is read has a number per particle type."""
+_SMALL_CHUNK = 64 << 20
+"""Bytes of a chunk that may be larger than its dataset, as those that can grow begin."""
+_SMALL_POSITIONS = 1 << 30
+_POSITIONS_RATIO = 100
+"""Positions of particles differ in most of their bits: no compressor makes them 10 times smaller."""
+
+
+class StoredDataError(Exception):
+    """A file claims what it does not hold; says so as part of a sentence that begins with the file."""
+
+
+def member(group: h5py.Group, name: str, links: int = 0) -> h5py.HLObject | None:
+    """Return what a file has under a name, or None where there is nothing.
+
+    Parameters
+    ----------
+    group : h5py.Group
+        Where to begin; names that begin with ``/`` begin at the root.
+    name : str
+        One or more names, with ``/`` between them.
+    links : int
+        How many soft links have led here.
+
+    Raises
+    ------
+    StoredDataError
+        If it is in another file, or soft links go in a circle.
+    """
+    place: h5py.HLObject | None = group.file if name.startswith("/") else group
+    for part in filter(None, name.split("/")):
+        if not isinstance(place, h5py.Group):
+            return None
+        link = place.get(part, getlink=True)
+        if isinstance(link, h5py.ExternalLink):
+            raise StoredDataError(
+                f"{name} is a link to another file, {link.filename}; expected the data itself. Copy it into the file "
+                "or fetch the file that has it"
+            )
+        if isinstance(link, h5py.SoftLink):
+            if links == _MOST_LINKS:
+                raise StoredDataError(f"{name} is a link that leads to no end. The file is damaged: fetch it again")
+            place = member(place, link.path, links + 1)
+        else:
+            place = place.get(part)
+    return place
+
+
+def require_short(attributes: h5py.AttributeManager, name: str) -> None:
+    """Make sure that an attribute is of a size that one of a header can have.
+
+    Raises
+    ------
+    StoredDataError
+        If it claims more.
+    """
+    size = attributes.get_id(name).get_storage_size()
+    if size > _ATTRIBUTE_BYTES:
+        raise StoredDataError(
+            f"the attribute {name} claims {size:,} bytes; expected at most {_ATTRIBUTE_BYTES:,}. The file is damaged: "
+            "fetch it again"
+        )
+
+
+def require_stored(dataset: h5py.Dataset, *, positions: bool = False) -> None:
+    """Make sure that all rows of a dataset of numbers are in its own file.
+
+    Files written by a simulation pass: whoever wrote the rows has made all chunks, or the whole block where there are
+    none. What was never written would be read as zeros, and a view of other files would not be seen to change.
+
+    Parameters
+    ----------
+    dataset : h5py.Dataset
+        Of numbers.
+    positions : bool
+        Whether it holds positions, which hardly compress: then a large one needs a storage in proportion.
+
+    Raises
+    ------
+    StoredDataError
+        If they are not.
+    """
+    name, claimed = dataset.name, dataset.size * dataset.dtype.itemsize
+    if dataset.is_virtual or dataset.external:
+        raise StoredDataError(
+            f"the numbers of {name} are in other files; expected them in this one. Fetch the file that has them, or "
+            "copy them into one"
+        )
+    stored = dataset.id.get_storage_size()
+    if dataset.chunks:
+        chunk = math.prod(dataset.chunks) * dataset.dtype.itemsize
+        if chunk > max(claimed, _SMALL_CHUNK):
+            raise StoredDataError(
+                f"{name} has chunks of {chunk:,} bytes for {claimed:,} bytes of numbers. The file is damaged: fetch it "
+                "again"
+            )
+        needed = math.prod(-(-extent // size) for extent, size in zip(dataset.shape, dataset.chunks, strict=True))
+        there = dataset.id.get_num_chunks()
+        incomplete = there < needed and f"{there:,} of its {needed:,} chunks"
+    else:
+        incomplete = stored < claimed and f"{stored:,} bytes of them"
+    if incomplete:
+        raise StoredDataError(
+            f"{name} claims {claimed:,} bytes of numbers with its shape {dataset.shape}, but the file holds "
+            f"{incomplete}. It is incomplete: fetch it again"
+        )
+    size = dataset.file.id.get_filesize()
+    too_small = positions and claimed > max(_SMALL_POSITIONS, _POSITIONS_RATIO * stored)
+    if stored > size or too_small:
+        raise StoredDataError(
+            f"{name} claims {claimed:,} bytes of numbers with its shape {dataset.shape}, more than the "
+            f"{min(stored, size):,} bytes that the file has of them can hold. It is damaged: fetch it again"
+        )
