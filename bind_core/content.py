@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from bind_core.config import DatasetConfig
 from bind_core.digests import ParticleDigests
+from bind_core.field_reading import FieldPass, ParticlePass
 from bind_core.findings import REFETCH, Finding, FindingCode, Severity
 from bind_core.pairing import (
     add_to_coarse_mesh,
@@ -46,20 +47,20 @@ class ContentCheck:
     simulation: str
     box_size: float
     """Mpc/h."""
-    tallies: dict[Component, PositionTally] = field(default_factory=dict)
-    meshes: dict[Component, NDArray[np.float64]] = field(default_factory=dict)
+    tallies: dict[ParticlePass, PositionTally] = field(default_factory=dict)
+    meshes: dict[ParticlePass, NDArray[np.float64]] = field(default_factory=dict)
     """Coarse dark-matter fields of the two runs."""
     halo_centers: NDArray[np.float64] | None = None
     """(n, 3), Mpc/h: haloes that should be found in the dark-matter-only field; None to leave that out."""
     halo_masses: NDArray[np.float64] | None = None
     """(n,), Msun/h."""
 
-    def start(self, component: Component, particles: int) -> None:
-        """Announce a component, so that one without particles is known too.
+    def start(self, component: ParticlePass, particles: int) -> None:
+        """Announce a component or field, so that one without particles is known too.
 
         Parameters
         ----------
-        component : Component
+        component : Component or FieldPass
             What will be added.
         particles : int
             Its particles in all files; decides the side of the coarse mesh.
@@ -68,7 +69,7 @@ class ContentCheck:
         if component in _DARK_MATTER:
             self.meshes.setdefault(component, empty_coarse_mesh(coarse_mesh_side(particles)))
 
-    def add(self, component: Component, particles: ParticleSlice) -> None:
+    def add(self, component: ParticlePass, particles: ParticleSlice) -> None:
         """Look at some particles."""
         self.tallies[component].merge(particles.tally)
         if component in self.meshes:
@@ -102,12 +103,15 @@ class ContentCheck:
         findings: list[Finding] = []
         for component, tally in self.tallies.items():
             findings += self._position_findings(component, tally)
+            if isinstance(component, FieldPass):
+                findings += self._field_findings(component, tally)
+        findings = list(dict.fromkeys(findings))  # a field's particles may be a component's too
         findings += self._pairing_findings(config, headers)
         findings += self._halo_findings(config, headers)
         findings += self._mass_findings(headers)
         return findings
 
-    def _position_findings(self, component: Component, tally: PositionTally) -> Iterator[Finding]:
+    def _position_findings(self, component: ParticlePass, tally: PositionTally) -> Iterator[Finding]:
         where = f"{component.role.value}: {tally.bad_positions_in or tally.file}"
         if tally.non_finite:
             yield Finding(
@@ -146,11 +150,22 @@ class ContentCheck:
                 REFETCH,
             )
 
-    def _confined(self, component: Component) -> bool:
+    def _field_findings(self, wanted: FieldPass, tally: PositionTally) -> Iterator[Finding]:
+        if tally.bad_values:
+            yield Finding(
+                FindingCode.BAD_FIELD,
+                self.simulation,
+                f"{wanted.role.value}: {tally.bad_values_in}",
+                f"{wanted.expected}, for the field {wanted.field.name}",
+                f"{tally.bad_values:,} of {tally.particles:,} that are not",
+                f"{REFETCH} Or leave {wanted.field.name} out of extra_fields.",
+            )
+
+    def _confined(self, component: ParticlePass) -> bool:
         """Whether a species that fills every box fills a corner of this one only; stars may rightly be few."""
         tally = self.tallies[component]
         return (
-            component is not Component.STARS
+            component in (*_DARK_MATTER, Component.GAS)
             and tally.particles >= _CONFINED_MINIMUM
             and tally.highest < _CONFINED_FRACTION * self.box_size
         )

@@ -44,6 +44,8 @@ class FindingCode(StrEnum):
     """Positions fill a small part of the box only: they are in another unit than BoxSize."""
     BAD_MASSES = "bad_masses"
     """Masses are zero, negative, NaN or infinite."""
+    BAD_FIELD = "bad_field"
+    """A dataset of a further target channel is missing, has another shape, or holds NaN or infinity."""
     HEADER_MISMATCH = "header_mismatch"
     """BoxSize, Omega0, HubbleParam or Redshift differ between files that belong together."""
     NO_PARAMETERS = "no_parameters"

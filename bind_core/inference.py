@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from bind_core.config import DatasetConfig
 from bind_core.digests import ParticleDigests
 from bind_core.errors import SnapshotError
+from bind_core.field_reading import FieldPass, ParticlePass
 from bind_core.halos import Halo
 from bind_core.maps import input_maps
 from bind_core.mesh import ParticleMesh
 from bind_core.particles import PositionTally, component_source, read_slices
 from bind_core.projection import Backend
-from bind_core.snapshot import Component
 from bind_core.windows import Windows
 
 IDENTITY = np.eye(3)
@@ -68,13 +68,13 @@ def halo_conditions(
 
 
 def read_particles(
-    component: Component, files: Sequence[Path], config: DatasetConfig, digests: ParticleDigests | None = None
+    component: ParticlePass, files: Sequence[Path], config: DatasetConfig, digests: ParticleDigests | None = None
 ) -> ParticleMesh:
-    """Read all particles of a component of a snapshot and sort them into a chaining mesh.
+    """Read all particles of a component of a snapshot, or of a further field, and sort them into a chaining mesh.
 
     Parameters
     ----------
-    component : Component
+    component : Component or FieldPass
         Which particles.
     files : sequence of Path
         The snapshot's files, in chunk order.
@@ -86,7 +86,7 @@ def read_particles(
     Raises
     ------
     SnapshotError
-        If a file cannot be read, or holds positions or masses that cannot be.
+        If a file cannot be read, or holds positions, masses or numbers of a field that cannot be.
     """
     source = component_source(component, files, config)
     tally = PositionTally()
@@ -103,6 +103,11 @@ def read_particles(
             f"{files[0]}: {component.value}: expected finite positions in [0, {source.box_size:g}] Mpc/h and masses "
             f"above 0, found {tally.non_finite:,} non-finite and {tally.outside:,} outside positions and "
             f"{tally.bad_masses:,} bad masses among {tally.particles:,}. The file is damaged: fetch it again."
+        )
+    if isinstance(component, FieldPass) and tally.bad_values:
+        raise SnapshotError(
+            f"{tally.bad_values_in}: expected {component.expected}, for the field {component.field.name}, found "
+            f"{tally.bad_values:,} of {tally.particles:,} that are not. Fetch the file again, or leave the field out."
         )
     mass = np.concatenate(masses) if source.uniform_mass is None else source.uniform_mass
     return ParticleMesh.build(np.concatenate(positions), mass, source.box_size)

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from bind_core.config import DatasetConfig
 from bind_core.content import CRITICAL_DENSITY
 from bind_core.errors import BindDataError
+from bind_core.field_reading import FieldError, passes_of
 from bind_core.findings import REFETCH, Finding, FindingCode
 from bind_core.halos import HaloCatalogue, read_catalogue, read_catalogue_header
 from bind_core.parameters import ParameterTable
 from bind_core.particles import BOX_TOLERANCE, component_source, particle_types
-from bind_core.snapshot import Component, ParticleType, SnapshotHeader, read_header
+from bind_core.snapshot import ParticleType, SnapshotHeader, read_header
 from bind_core.suite import InputFiles, Role, SimulationFiles
 
 # Attribute of a header: its name in the files, and by how much two may differ: relative, but for the redshift.
@@ -38,6 +39,8 @@ _PARAMETERS_IN_HEADER = {
 
 def unreadable(simulation: str, error: BindDataError) -> Finding:
     """Return the finding that a reading error amounts to."""
+    if isinstance(error, FieldError):
+        return Finding(FindingCode.BAD_FIELD, simulation, error.where, error.expected, error.found, error.advice)
     where, _, rest = str(error).partition(": ")
     return Finding(
         FindingCode.UNREADABLE,
@@ -148,7 +151,7 @@ def snapshot_findings(
     first = next(iter(headers.values()))
     for path, header in headers.items():
         yield from _compare(simulation, (str(inputs.files[0]), first), (str(path), header))
-    components = [component for component in Component if component.role is inputs.role]
+    components = [component for component in passes_of(config) if component.role is inputs.role]
     used = sorted({kind for component in components for kind in particle_types(component, config)})
     for kind in used:
         totals = {header.counts_total[kind] for header in headers.values()}

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from bind_core.config import DatasetConfig
 from bind_core.digests import ParticleDigests, digest_of, header_and_particles_digest
+from bind_core.field_reading import passes_of
 from bind_core.particles import component_source, read_slices
-from bind_core.snapshot import Component, read_header
+from bind_core.snapshot import read_header
 from bind_core.suite import Role
 
 
@@ -31,7 +32,7 @@ def read_snapshot_digest(path: Path, role: Role, config: DatasetConfig) -> str:
     role : Role
         Which of the two snapshots it is of.
     config : DatasetConfig
-        Its policies decide which datasets are read.
+        Its policies and further fields decide which datasets are read.
 
     Raises
     ------
@@ -39,7 +40,7 @@ def read_snapshot_digest(path: Path, role: Role, config: DatasetConfig) -> str:
         If the file is damaged.
     """
     particles = ParticleDigests()
-    for component in Component:
+    for component in passes_of(config):
         if component.role is role:
             source = component_source(component, [path], config)
             for part in read_slices(source, source.pieces):

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from bind_core.config import BlackHolePolicy, DatasetConfig, StarPolicy
 from bind_core.digests import ParticleDigests
 from bind_core.errors import BindDataError, SnapshotError
+from bind_core.field_reading import FieldPass, ParticlePass, check_datasets, native_rows, read_values
+from bind_core.fields import MASSES
 from bind_core.snapshot import (
     KPC_PER_MPC,
     MASS_UNIT,
@@ -47,15 +49,15 @@ class Piece:
 
 @dataclass(frozen=True)
 class ComponentSource:
-    """Where a component's particles are, in file order."""
+    """Where the particles of a component, or of a further field, are, in file order."""
 
-    component: Component
+    component: ParticlePass
     box_size: float
     """Mpc/h."""
     pieces: tuple[Piece, ...]
     """Aligned with the files' HDF5 chunks."""
     uniform_mass: float | None
-    """Msun/h if all particles have this mass; None if each has its own."""
+    """Msun/h if all particles have this mass; None if each has its own, or a field's number instead."""
     only_formed_stars: bool
     """Leave wind-phase gas out."""
 
@@ -85,6 +87,10 @@ class PositionTally:
     """The first dataset with a position that is wrong."""
     bad_masses_in: str = ""
     """The first dataset with a mass that is wrong."""
+    bad_values: int = 0
+    """Numbers of a further field that cannot be used."""
+    bad_values_in: str = ""
+    """The first dataset with one of them."""
     digests: ParticleDigests = field(default_factory=ParticleDigests)
     """Of what was read."""
 
@@ -94,29 +100,33 @@ class PositionTally:
         self.non_finite += other.non_finite
         self.outside += other.outside
         self.bad_masses += other.bad_masses
+        self.bad_values += other.bad_values
         self.lowest = min(self.lowest, other.lowest)
         self.highest = max(self.highest, other.highest)
         self.mass += other.mass
         self.file = self.file or other.file
         self.bad_positions_in = self.bad_positions_in or other.bad_positions_in
         self.bad_masses_in = self.bad_masses_in or other.bad_masses_in
+        self.bad_values_in = self.bad_values_in or other.bad_values_in
         self.digests.merge(other.digests)
 
 
 @dataclass(frozen=True)
 class ParticleSlice:
-    """Some particles of a component, in file order."""
+    """Some particles of a component or of a further field, in file order."""
 
     positions: NDArray[np.float32]
     """(n, 3): Mpc/h in [0, box size)."""
     masses: NDArray[np.float32] | None
-    """(n,): Msun/h; None where the component has a uniform mass."""
+    """(n,): Msun/h, or the numbers of a field; None where the component has a uniform mass."""
     tally: PositionTally
     """What was wrong with these particles in the file."""
 
 
-def particle_types(component: Component, config: DatasetConfig) -> tuple[ParticleType, ...]:
-    """Return the particle types that a component is made of under a configuration's policies."""
+def particle_types(component: ParticlePass, config: DatasetConfig) -> tuple[ParticleType, ...]:
+    """Return the particle types that a component, or a field, is made of under a configuration's policies."""
+    if isinstance(component, FieldPass):
+        return (component.particle_type,)
     if component is Component.GAS:
         return (ParticleType.GAS,)
     if component is not Component.STARS:
@@ -126,12 +136,12 @@ def particle_types(component: Component, config: DatasetConfig) -> tuple[Particl
     return (ParticleType.STARS,)
 
 
-def component_source(component: Component, files: Sequence[Path], config: DatasetConfig) -> ComponentSource:
-    """Find out where a component's particles are and how they are stored.
+def component_source(component: ParticlePass, files: Sequence[Path], config: DatasetConfig) -> ComponentSource:
+    """Find out where the particles of a component or field are and how they are stored.
 
     Parameters
     ----------
-    component : Component
+    component : Component or FieldPass
         What to look for.
     files : sequence of Path
         The files of the component's snapshot, in chunk order.
@@ -147,7 +157,7 @@ def component_source(component: Component, files: Sequence[Path], config: Datase
     uniform: set[float] = set()
     has_own_masses = False
     box_size = 0.0
-    only_formed_stars = component is Component.STARS and config.stars is StarPolicy.NO_WIND
+    only_formed_stars = config.stars is StarPolicy.NO_WIND and ParticleType.STARS in particle_types(component, config)
     for path in files:
         header = read_header(path)
         box_size = header.box_size
@@ -156,14 +166,16 @@ def component_source(component: Component, files: Sequence[Path], config: Datase
                 coordinates = checked_dataset(file, path, particle_type, "Coordinates")
                 if coordinates is None:
                     continue
-                if checked_dataset(file, path, particle_type, "Masses", optional=True) is not None:
+                if isinstance(component, FieldPass):
+                    check_datasets(file, path, len(coordinates), component)
+                if checked_dataset(file, path, particle_type, MASSES, optional=True) is not None:
                     has_own_masses = True
-                else:
+                elif not isinstance(component, FieldPass) or MASSES in component.datasets:
                     uniform.add(_table_mass(path, header, particle_type))
                 if only_formed_stars and particle_type is ParticleType.STARS:
                     checked_dataset(file, path, particle_type, _FORMATION_TIME)
                 pieces.extend(_pieces(path, particle_type, coordinates))
-    same_mass = len(uniform) == 1 and not has_own_masses
+    same_mass = len(uniform) == 1 and not has_own_masses and not isinstance(component, FieldPass)
     return ComponentSource(
         component=component,
         box_size=box_size,
@@ -278,7 +290,7 @@ def _opened(path: Path) -> h5py.File:
 def _read_piece(file: h5py.File, source: ComponentSource, piece: Piece) -> ParticleSlice:
     group = file[f"PartType{int(piece.particle_type)}"]
     rows = slice(piece.start, piece.stop)
-    raw = _native(group["Coordinates"], rows)
+    raw = native_rows(group["Coordinates"], rows)
     read = {"Coordinates": raw}
     positions = np.empty(raw.shape, dtype=np.float32)
     tally = PositionTally(particles=len(raw), file=str(piece.path))
@@ -290,24 +302,16 @@ def _read_piece(file: h5py.File, source: ComponentSource, piece: Piece) -> Parti
     dataset = f"{piece.path}, PartType{int(piece.particle_type)}"
     if tally.non_finite or tally.outside:
         tally.bad_positions_in = f"{dataset}/Coordinates"
-    masses = None
-    if "Masses" in group:
-        read["Masses"] = _native(group["Masses"], rows)
-        own = read["Masses"].astype(np.float64) * MASS_UNIT
-        with np.errstate(over="ignore", invalid="ignore"):
-            masses = own.astype(np.float32)
-            tally.mass = float(np.sum(own))
-        tally.bad_masses = int(np.count_nonzero(~(np.isfinite(masses) & (masses > 0))))
-        if tally.bad_masses:
-            tally.bad_masses_in = f"{dataset}/Masses"
+    if isinstance(source.component, FieldPass):
+        field = read_values(group, rows, source.component, lambda: _mass_of_each(source, piece))
+        masses: NDArray[np.float32] | None = field.values
+        read |= field.read
+        tally.bad_values = field.bad
+        tally.bad_values_in = f"{dataset}/{field.bad_in}" if field.bad else ""
     else:
-        table_mass = source.uniform_mass
-        if table_mass is None:
-            table_mass = _table_mass(piece.path, read_header(piece.path), piece.particle_type)
-            masses = np.full(len(raw), table_mass, dtype=np.float32)
-        tally.mass = table_mass * len(raw)
+        masses = _read_masses(group, rows, source, piece, read, tally)
     if source.only_formed_stars and piece.particle_type is ParticleType.STARS:
-        read[_FORMATION_TIME] = _native(group[_FORMATION_TIME], rows)
+        read[_FORMATION_TIME] = native_rows(group[_FORMATION_TIME], rows)
         formed = read[_FORMATION_TIME] > 0
         positions = positions[formed]
         masses = None if masses is None else masses[formed]
@@ -315,9 +319,36 @@ def _read_piece(file: h5py.File, source: ComponentSource, piece: Piece) -> Parti
     return ParticleSlice(positions, masses, tally)
 
 
-def _native(dataset: h5py.Dataset, rows: slice) -> NDArray:
-    """Read rows in this machine's byte order."""
-    return np.asarray(dataset[rows], dtype=dataset.dtype.newbyteorder("="))
+def _read_masses(
+    group: h5py.Group,
+    rows: slice,
+    source: ComponentSource,
+    piece: Piece,
+    read: dict[str, NDArray],
+    tally: PositionTally,
+) -> NDArray[np.float32] | None:
+    """Return the masses of a piece, None where they are uniform; adds to what was read and to the tally."""
+    if MASSES in group:
+        read[MASSES] = native_rows(group[MASSES], rows)
+        own = read[MASSES].astype(np.float64) * MASS_UNIT
+        with np.errstate(over="ignore", invalid="ignore"):
+            masses = own.astype(np.float32)
+            tally.mass = float(np.sum(own))
+        tally.bad_masses = int(np.count_nonzero(~(np.isfinite(masses) & (masses > 0))))
+        if tally.bad_masses:
+            tally.bad_masses_in = f"{piece.path}, PartType{int(piece.particle_type)}/{MASSES}"
+        return masses
+    mass = _mass_of_each(source, piece)
+    tally.mass = mass * (rows.stop - rows.start)
+    if source.uniform_mass is not None:
+        return None
+    return np.full(rows.stop - rows.start, mass, dtype=np.float32)
+
+
+def _mass_of_each(source: ComponentSource, piece: Piece) -> float:
+    if source.uniform_mass is not None:
+        return source.uniform_mass
+    return _table_mass(piece.path, read_header(piece.path), piece.particle_type)
 
 
 def _pieces(path: Path, particle_type: ParticleType, coordinates: h5py.Dataset) -> Iterator[Piece]:

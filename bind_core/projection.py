@@ -350,8 +350,11 @@ def _add_with_pylians(
     u, v : ndarray of shape (m,)
         Coordinates in pixels, >= 0 and < n - 1.
     mass : ndarray of shape (m,)
+        Numbers of a field may be negative.
     """
-    unit = mass.mean()
+    unit = np.abs(mass).mean()
+    if unit == 0:
+        return
     pixel = np.floor(u).astype(np.int64) * len(grid) + np.floor(v).astype(np.int64)
     order = np.argsort(pixel, kind="stable")
     pixel, u, v, mass = pixel[order], u[order], v[order], mass[order] / unit
@@ -407,7 +410,7 @@ def _assign_checked(assign: Callable[..., None], coordinates: np.ndarray, weight
     # In two dimensions every particle is added once per half of a third axis that does not exist
     tile = 0.5 * field.astype(np.float64)
     expected = weights.sum(dtype=np.float64)
-    if not abs(tile.sum() - expected) <= 1e-4 * expected:
+    if not abs(tile.sum() - expected) <= 1e-4 * np.abs(weights).sum(dtype=np.float64):
         raise ProjectionError(f"Pylians put {tile.sum()} of the mass {expected} onto the grid: is it the version 0.12?")
     return tile
 

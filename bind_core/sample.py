@@ -16,20 +16,22 @@ IMPORTED_VERSION = 0
 """Output version of samples that another generator made: no code of ours makes them."""
 
 TARGET_CHANNELS = ("dark_matter", "gas", "stars")
-"""The hydrodynamic maps of `Sample.target`, in order."""
+"""The hydrodynamic maps of every `Sample.target`, in order; further fields come after them."""
 
 
 @dataclass(frozen=True)
 class Sample:
     """The arrays of one sample; the keys of its ``.npz`` are the fields' names.
 
-    Every pixel holds mass in Msun/h per native pixel. ``npix`` is the resolution, 128 by default.
+    Every pixel holds mass in Msun/h per native pixel, but for those of further fields. ``npix`` is the resolution, 128
+    by default.
     """
 
     condition: NDArray[np.float32]
     """(npix, npix): dark matter of the dark-matter-only run in the native window."""
     target: NDArray[np.float32]
-    """(3, npix, npix): dark matter, gas and stars of the hydrodynamic run in the native window."""
+    """(n_target, npix, npix): dark matter, gas and stars of the hydrodynamic run in the native window, then further
+    fields of it, where there are any."""
     large_scale: NDArray[np.float32]
     """(n_context, npix, npix): dark matter of the dark-matter-only run in the wider windows."""
     params: NDArray[np.float64]
@@ -40,6 +42,8 @@ class Sample:
     """(3,): centre of the halo in the box frame, in Mpc/h."""
     rotation: NDArray[np.float64]
     """(3, 3): from the box frame to the projected frame."""
+    target_channels: tuple[str, ...] = TARGET_CHANNELS
+    """What the channels of `target` are called. Only an array of the ``.npz`` where there are further fields."""
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray]) -> Self:
@@ -50,11 +54,15 @@ class Sample:
         KeyError
             If one is missing.
         """
-        values: dict[str, Any] = {field.name: arrays[field.name] for field in fields(cls)}
+        names = (field.name for field in fields(cls) if field.name != "target_channels")
+        values: dict[str, Any] = {name: arrays[name] for name in names}
+        if "target_channels" in arrays:
+            values["target_channels"] = tuple(arrays["target_channels"].tolist())
         return cls(**values | {"halo_mass": float(arrays["halo_mass"])})
 
     def arrays(self) -> dict[str, NDArray]:
         """Return the arrays by name, with the dtypes of the contract, in the contract's order."""
+        further = {"target_channels": np.array(self.target_channels)} if self.target_channels != TARGET_CHANNELS else {}
         return {
             "condition": np.asarray(self.condition, dtype=np.float32),
             "target": np.asarray(self.target, dtype=np.float32),
@@ -63,6 +71,7 @@ class Sample:
             "halo_mass": np.asarray(self.halo_mass, dtype=np.float64),
             "halo_center": np.asarray(self.halo_center, dtype=np.float64),
             "rotation": np.asarray(self.rotation, dtype=np.float64),
+            **further,
         }
 
     def map_masses(self, windows: Windows) -> dict[str, float]:
@@ -82,7 +91,7 @@ class Sample:
             ``mass_large_scale_0``, … for the context windows in ascending size.
         """
         masses = {"mass_condition": _total(self.condition)}
-        for channel, values in zip(TARGET_CHANNELS, self.target, strict=True):
+        for channel, values in zip(TARGET_CHANNELS, self.target, strict=False):  # further fields are no masses
             masses[f"mass_target_{channel}"] = _total(values)
         for index, (factor, values) in enumerate(zip(windows.factors, self.large_scale, strict=True)):
             masses[f"mass_large_scale_{index}"] = factor**2 * _total(values)

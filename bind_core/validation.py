@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from bind_core.config import DatasetConfig
 from bind_core.content import ContentCheck
 from bind_core.errors import BindDataError
+from bind_core.field_reading import passes_of
 from bind_core.findings import Finding, blocks
 from bind_core.halos import HaloCatalogue
 from bind_core.input_checks import (
@@ -27,7 +28,7 @@ from bind_core.input_checks import (
 )
 from bind_core.parameters import ParameterTable
 from bind_core.particles import component_source, read_slices
-from bind_core.snapshot import Component, SnapshotHeader
+from bind_core.snapshot import SnapshotHeader
 from bind_core.suite import Role, SimulationFiles
 
 
@@ -95,7 +96,7 @@ def check_content(inspection: Inspection, config: DatasetConfig) -> list[Finding
     if inspection.catalogue is not None:
         check.halo_centers, check.halo_masses = inspection.catalogue.centers, inspection.catalogue.masses
     findings: list[Finding] = []
-    for component in Component:
+    for component in passes_of(config):
         if component.role not in inspection.headers:
             continue
         files = inspection.files.dmo if component.role is Role.DMO else inspection.files.hydro

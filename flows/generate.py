@@ -50,7 +50,7 @@ from storage.workload import Workload
 from tasks.block_files import BLOCK_FILE, STOP_FILE, block_folder, progress_in, results_in
 from tasks.packaging import package_block
 from tasks.planning import plan_run
-from tasks.progress import RunProgress
+from tasks.progress import RunProgress, phases_of
 from tasks.projection import project_block
 from tasks.recording import record_block
 from tasks.selection import select_targets
@@ -200,7 +200,7 @@ class _Run:
         table = read_parameter_table(find_parameter_file(self.config))
         artifact = create_progress_artifact(0.0, key="generation-progress", description="Samples made")
         with (
-            RunProgress(workload.samples, self.console) as progress,
+            RunProgress(workload.samples, self.console, phases_of(self.config)) as progress,
             block_runner(self.config, self.folder) as runner,
         ):
             self.progress, self.artifact = progress, cast(UUID, artifact)

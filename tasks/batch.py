@@ -26,7 +26,7 @@ from storage.results import SimulationResult
 from storage.summary import RunSummary, summarise
 from storage.summary_table import print_summary
 from storage.workload import Reason, Workload, has_any_file, plan_workload
-from tasks.progress import RunProgress
+from tasks.progress import RunProgress, phases_of
 from tasks.projection_job import project_block
 
 
@@ -113,7 +113,7 @@ class BatchRun:
         # What checks the rows takes long to import, and is needed only when the first block is done.
         Thread(target=import_module, args=("storage.schemas",)).start()
         staging = staging_kept(self.layout, self.run_id) if self.refresh else nullcontext()
-        with RunProgress(workload.samples, self.console) as progress, staging:
+        with RunProgress(workload.samples, self.console, phases_of(self.config)) as progress, staging:
             for number, block in enumerate(workload.blocks(self.config.simulations_per_block)):
                 screened = screen_block(block, self.config, table)
                 plan = plan_block(screened, self.config, self.run_id, number)

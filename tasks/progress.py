@@ -4,7 +4,7 @@ Knows no Prefect.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -13,10 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from bind_core.config import DatasetConfig
+from bind_core.field_reading import passes_of
 from bind_core.snapshot import Component
 
-PHASES = (*(component.value for component in Component), "write")
-"""What is done to each sample of a simulation, in this order."""
+WRITING = "write"
+PHASES = (*(component.value for component in Component), WRITING)
+"""What is done to each sample of a simulation, in this order, where there are no further fields."""
 
 _LINE_INTERVAL = 5.0
 
@@ -27,10 +30,15 @@ class Progress:
 
     simulation: str
     phase: str
-    """One of `PHASES`."""
+    """One of `PHASES`, or of `phases_of`."""
     done: int
     of: int
     """Samples of the simulation."""
+
+
+def phases_of(config: DatasetConfig) -> tuple[str, ...]:
+    """Return what is done to each sample of a simulation, in this order."""
+    return (*(each.value for each in passes_of(config)), WRITING)
 
 
 ProgressSink = Callable[[Progress], None]
@@ -45,10 +53,13 @@ class RunProgress:
         Samples that the run is to make.
     console : rich.console.Console
         Where to show it. A bar on a terminal; elsewhere a line every few seconds.
+    phases : sequence of str
+        What is done to each sample.
     """
 
-    def __init__(self, samples: int, console: Console) -> None:
+    def __init__(self, samples: int, console: Console, phases: Sequence[str] = PHASES) -> None:
         self._samples = samples
+        self._phases = phases
         self._console = console
         self._bar = Bar(
             TextColumn("{task.description}"),
@@ -81,13 +92,13 @@ class RunProgress:
 
     def finish_simulation(self, simulation: str, samples: int) -> None:
         """Count all phases of a simulation as done."""
-        self._done.update({(simulation, phase): samples for phase in PHASES})
+        self._done.update({(simulation, phase): samples for phase in self._phases})
         self._show(f"{simulation}: done")
 
     @property
     def completed(self) -> int:
         """Samples done, each phase counting for its share."""
-        return min(self._samples, sum(self._done.values()) // len(PHASES))
+        return min(self._samples, sum(self._done.values()) // len(self._phases))
 
     @property
     def fraction(self) -> float:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from bind_core.content import ContentCheck
 from bind_core.digests import ParticleDigests
 from bind_core.errors import BindDataError, SnapshotError
+from bind_core.field_reading import ParticlePass, passes_of, target_stack
 from bind_core.findings import Finding, blocks
 from bind_core.input_checks import unreadable
 from bind_core.inputs import snapshot_digests
@@ -21,7 +22,7 @@ from bind_core.maps import input_maps, target_map
 from bind_core.mesh import ParticleMesh, cell_counts, cells_per_side_for, scatter
 from bind_core.particles import ComponentSource, component_source, read_slices, share_of
 from bind_core.plan import BlockPlan, SimulationPlan, Target
-from bind_core.sample import TARGET_CHANNELS, Sample
+from bind_core.sample import Sample
 from bind_core.snapshot import Component, SnapshotHeader, read_header
 from bind_core.suite import Role, SimulationFiles, find_simulation
 from storage.faults import Step, passing
@@ -42,8 +43,6 @@ Result = TypeVar("Result")
 
 _PROGRESS_INTERVAL = 0.25
 
-_TARGET_COMPONENTS = (Component.DARK_MATTER, Component.GAS, Component.STARS)
-
 
 class OutputError(BindDataError):
     """A sample that cannot be written, for another reason than a full disk."""
@@ -62,8 +61,8 @@ class _Inputs:
     """What is known of a simulation's files before its particles are read."""
 
     headers: dict[Role, tuple[SnapshotHeader, ...]]
-    sources: dict[Component, ComponentSource | SnapshotError]
-    """The error where a component's files cannot be used."""
+    sources: dict[ParticlePass, ComponentSource | SnapshotError]
+    """The error where the files of a component or field cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +90,7 @@ class SimulationJob:
     ) -> None:
         self.node = node
         self.config = plan.config
+        self.passes = passes_of(plan.config)
         self.run_id = plan.run_id
         self.simulation = simulation
         self.layout = DatasetLayout(plan.config.output_root, plan.config.set_name)
@@ -134,8 +134,8 @@ class SimulationJob:
 
     @property
     def maps_per_sample(self) -> int:
-        """Condition, context maps and targets."""
-        return 1 + len(self.config.context_sizes) + len(TARGET_CHANNELS)
+        """Condition and context maps, then one for each pass over the hydrodynamic run."""
+        return 1 + len(self.config.context_sizes) + len(self.passes) - 1
 
     def _open(self) -> _Inputs:
         files = find_simulation(self.simulation.simulation, self.config)
@@ -147,10 +147,10 @@ class SimulationJob:
                 )
         return _Inputs(
             headers={inputs.role: (read_header(inputs.files[0]),) for inputs in (files.dmo, files.hydro)},
-            sources={component: self._source(component, files) for component in Component},
+            sources={component: self._source(component, files) for component in self.passes},
         )
 
-    def _source(self, component: Component, files: SimulationFiles) -> ComponentSource | SnapshotError:
+    def _source(self, component: ParticlePass, files: SimulationFiles) -> ComponentSource | SnapshotError:
         inputs = files.dmo if component is Component.DMO else files.hydro
         try:
             return component_source(component, inputs.files, self.config)
@@ -172,13 +172,13 @@ class SimulationJob:
         inputs: _Inputs,
         following: "SimulationJob | None",
     ) -> tuple[list[Finding], dict[str, str]]:
-        """Project every component onto the maps of every target.
+        """Project every component, and every further field, onto the maps of every target.
 
         Returns the findings that block nothing, and the digests of the files read. While the last component is
         projected, the first one of `following` is read.
         """
         check = ContentCheck(self.simulation.simulation, inputs.headers[Role.DMO][0].box_size)
-        components = list(Component)
+        components = self.passes
         usable = True
         findings: list[Finding] = []
         for number, component in enumerate(components):
@@ -204,7 +204,7 @@ class SimulationJob:
             raise UnusableInputError(findings)
         return findings, self._input_digests(check)
 
-    def _read_ahead(self, component: Component) -> None:
+    def _read_ahead(self, component: ParticlePass) -> None:
         """Begin to read this rank's part of a component in the background."""
         if not self.ahead.enabled:
             return
@@ -215,11 +215,11 @@ class SimulationJob:
         if isinstance(source, ComponentSource):
             self.ahead.start(self._key(component), partial(self._read_share, source))
 
-    def _key(self, component: Component) -> tuple[str, str]:
-        return (self.simulation.simulation, component.value)
+    def _key(self, component: ParticlePass) -> tuple[str, ParticlePass]:
+        return (self.simulation.simulation, component)
 
     @contextmanager
-    def _particles(self, component: Component, inputs: _Inputs, check: ContentCheck) -> Iterator[ParticleMesh]:
+    def _particles(self, component: ParticlePass, inputs: _Inputs, check: ContentCheck) -> Iterator[ParticleMesh]:
         """Sort a component's particles into a mesh in the node's shared memory."""
         source = inputs.sources[component]
         if isinstance(source, SnapshotError):
@@ -277,13 +277,14 @@ class SimulationJob:
 
     def _project(
         self,
-        component: Component,
+        component: ParticlePass,
         particles: ParticleMesh,
         maps: NDArray[np.float32],
         targets: Sequence[Target],
     ) -> None:
         windows, backend = self.config.windows, self.config.backend
         context_end = 1 + len(self.config.context_sizes)
+        channel = context_end - 1 + self.passes.index(component)  # the first one has the condition and context maps
 
         def project_mine() -> None:
             for index in indices:
@@ -293,7 +294,6 @@ class SimulationJob:
                 if component is Component.DMO:
                     maps[index, :context_end] = input_maps(particles, center, rotation, windows, backend)
                 else:
-                    channel = context_end + _TARGET_COMPONENTS.index(component)
                     maps[index, channel] = target_map(particles, center, rotation, windows, backend)
                 self._report(component.value, index + 1, len(targets))
 
@@ -321,11 +321,12 @@ class SimulationJob:
         sample = Sample(
             condition=maps[0],
             large_scale=maps[1:context_end],
-            target=maps[context_end:],
+            target=target_stack(maps[context_end:], self.config.extra_fields),
             params=np.array(self.simulation.parameters),
             halo_mass=target.halo_mass,
             halo_center=np.array(target.halo_center),
             rotation=target.rotation_matrix(self.config),
+            target_channels=self.config.target_channels,
         )
         path = self.layout.sample_path(self.simulation.split, target.simulation, target.halo, target.rotation)
         waits = target.sample_id in self.simulation.replaced
