@@ -12,6 +12,9 @@ from bind_core.windows import Windows
 OUTPUT_VERSION = 1
 """Raised by one with every change of the code that makes other samples from the same inputs and settings."""
 
+CHANNELS_KEY = "target_channels"
+"""Array of text with the names of the target's channels; only where there are more than the three of every sample."""
+
 IMPORTED_VERSION = 0
 """Output version of samples that another generator made: no code of ours makes them."""
 
@@ -54,15 +57,19 @@ class Sample:
         KeyError
             If one is missing.
         """
-        names = (field.name for field in fields(cls) if field.name != "target_channels")
-        values: dict[str, Any] = {name: arrays[name] for name in names}
-        if "target_channels" in arrays:
-            values["target_channels"] = tuple(arrays["target_channels"].tolist())
+        values: dict[str, Any] = {name: arrays[name] for name in cls.numbers()}
+        if CHANNELS_KEY in arrays:
+            values[CHANNELS_KEY] = tuple(arrays[CHANNELS_KEY].tolist())
         return cls(**values | {"halo_mass": float(arrays["halo_mass"])})
+
+    @classmethod
+    def numbers(cls) -> tuple[str, ...]:
+        """Return the names of the arrays of numbers, which every sample has."""
+        return tuple(field.name for field in fields(cls) if field.name != CHANNELS_KEY)
 
     def arrays(self) -> dict[str, NDArray]:
         """Return the arrays by name, with the dtypes of the contract, in the contract's order."""
-        further = {"target_channels": np.array(self.target_channels)} if self.target_channels != TARGET_CHANNELS else {}
+        further = {} if self.target_channels == TARGET_CHANNELS else {CHANNELS_KEY: np.array(self.target_channels)}
         return {
             "condition": np.asarray(self.condition, dtype=np.float32),
             "target": np.asarray(self.target, dtype=np.float32),

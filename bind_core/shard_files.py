@@ -67,6 +67,8 @@ class ShardedArray:
                 f"by {', '.join(_CHUNK_CODECS)}, with the index at the end; found chunks {chunk}, coded by "
                 f"{', '.join(codecs[0])}"
             )
+        attributes = metadata.get("attributes", {})
+        self.attributes: dict[str, Any] = attributes if isinstance(attributes, dict) else {}
         self.n_samples = int(metadata["shape"][0])
         self._bytes = prod(self.shape) * self.dtype.itemsize
         self._indices: dict[int, NDArray[np.uint64]] = {}

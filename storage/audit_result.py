@@ -174,7 +174,8 @@ class AuditResult:
     ``suspicion`` (0 is typical; it grows with every check that the sample is far from passing), ``gas_fraction`` and
     ``star_fraction`` (of all mass within the projected R200c; NaN where the window is too coarse or too small),
     ``central_contrast`` (surface density of the condition within R200c in units of the window's mean) and, per map,
-    ``z_<map>``: the robust z-score of its log mass among samples of similar halo mass."""
+    ``z_<map>``: the robust z-score of its log mass, or of a further field's mean after its transform, among samples of
+    similar halo mass."""
     channels: pl.DataFrame
     """Histograms of ``log10(pixel + 1)``, empty at depth ``known``: ``split``, ``channel``, ``lower``, ``upper``,
     ``pixels``."""

@@ -19,7 +19,7 @@ from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from bind_core.errors import BindDataError
-from bind_core.sample import Sample
+from bind_core.sample import TARGET_CHANNELS, Sample
 from bind_core.windows import Windows
 from storage.files import write_bytes
 
@@ -208,7 +208,7 @@ def write_dataset_contact_sheet(path: Path, entries: Sequence[SheetEntry], windo
 
 
 def map_panels(sample: Sample, windows: Windows) -> list[MapPanel]:
-    """Return all maps of a sample, in the order of the contract.
+    """Return all maps of a sample's masses, in the order of the contract.
 
     Raises
     ------
@@ -218,7 +218,7 @@ def map_panels(sample: Sample, windows: Windows) -> list[MapPanel]:
     npix, n_context = windows.resolution, len(windows.context_sizes)
     expected = {
         "condition": (npix, npix),
-        "target": (3, npix, npix),
+        "target": (len(sample.target_channels), npix, npix),
         "large_scale": (n_context, npix, npix),
     }
     for key, shape in expected.items():
@@ -229,7 +229,7 @@ def map_panels(sample: Sample, windows: Windows) -> list[MapPanel]:
                 "configuration that it was made with."
             )
     native = windows.native_size
-    dark_matter, gas, stars = sample.target
+    dark_matter, gas, stars = sample.target[: len(TARGET_CHANNELS)]
     panels = [
         MapPanel("Condition: N-body dark matter", sample.condition, native, _DARK_MATTER, "native dark matter"),
         MapPanel("Target: dark matter", dark_matter, native, _DARK_MATTER, "native dark matter"),

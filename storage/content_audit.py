@@ -129,6 +129,7 @@ class _Tally:
         self.sha256 = self.rows["sha256"].to_list()
         self.owner = dict(zip(reversed(self.sha256), reversed(self.names), strict=True))
         self.maps = map_names(self.evidence.config)
+        self.fields = tuple(field.name for field in self.evidence.config.extra_fields)
         self.histograms: dict[str, NDArray[np.int64]] = defaultdict(
             lambda: np.zeros((len(self.maps), HISTOGRAM_BINS), dtype=np.int64)
         )
@@ -157,6 +158,7 @@ class _Tally:
                 inspection.star_fraction,
                 inspection.central_contrast,
                 *(inspection.log_masses[name] for name in self.maps),
+                *(inspection.field_levels[name] for name in self.fields),
             )
         )
         if inspection.parameters is not None:
@@ -183,9 +185,10 @@ class _Tally:
     def compared(self, checklist: Checklist) -> ContentMeasures:
         """Hold the samples against each other."""
         rows = self.rows[self.read]
-        measured = np.array(self.measured).reshape(len(self.read), 3 + len(self.maps))
+        channels = (*self.maps, *self.fields)
+        measured = np.array(self.measured).reshape(len(self.read), 3 + len(channels))
         halo_masses = rows["halo_mass"].to_numpy()
-        scores = {name: robust_scores(halo_masses, measured[:, 3 + index]) for index, name in enumerate(self.maps)}
+        scores = {name: robust_scores(halo_masses, measured[:, 3 + index]) for index, name in enumerate(channels)}
         check_outliers(rows, scores, checklist)
         pictures = np.stack(self.pictures) if self.pictures else np.empty((0, FINGERPRINT_PIXELS**2), np.float16)
         check_near_duplicates(self.rows[self.pictured], pictures, checklist)

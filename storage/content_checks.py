@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from bind_core.config import DatasetConfig
 from bind_core.content import CRITICAL_DENSITY
+from bind_core.fields import ExtraField
 from bind_core.findings import Severity
-from bind_core.sample import TARGET_CHANNELS, Sample
+from bind_core.sample import CHANNELS_KEY, TARGET_CHANNELS, Sample
 from bind_core.windows import Windows, block_mean
 from storage.archives import ArchiveError, decode_arrays
 from storage.audit_result import AuditCode
-from storage.samples import CONTRACT
+from storage.samples import CONTRACT, target_channels
 
 MASS_TOLERANCE = 1e-6
 """Relative. The recorded masses are float64 sums of the very pixels in the file, in whatever order."""
@@ -79,6 +80,8 @@ class SampleInspection:
     """Whether the following is known."""
     log_masses: dict[str, float] = field(default_factory=dict)
     """log10 of the mass of each map, as `map_names` calls them, plus 1."""
+    field_levels: dict[str, float] = field(default_factory=dict)
+    """Mean of each further channel's pixels after its transform, by name."""
     gas_fraction: float = math.nan
     star_fraction: float = math.nan
     central_contrast: float = math.nan
@@ -162,6 +165,8 @@ class SampleExpectation:
         inspection.readable = True
         masses = sample.map_masses(windows).values()
         inspection.log_masses = {name: math.log10(mass + 1) for name, mass in zip(maps, masses, strict=True)}
+        further = zip(self.config.extra_fields, sample.target[len(TARGET_CHANNELS) :], strict=True)
+        inspection.field_levels = {field.name: _level(field, values) for field, values in further}
         inspection.parameters = sample.params
         inspection.fingerprint = fingerprint(sample.condition)
         inspection.histogram = np.stack([_histogram(values) for values in maps.values()])
@@ -171,7 +176,7 @@ class SampleExpectation:
         mean = float(sample.condition.mean(dtype=np.float64))
         if mean > 0:
             inspection.central_contrast = float(sample.condition[inside].mean(dtype=np.float64)) / mean
-        contents = sample.target[:, inside].sum(axis=1, dtype=np.float64)
+        contents = sample.target[: len(TARGET_CHANNELS), inside].sum(axis=1, dtype=np.float64)
         if contents.sum() > 0:
             _, inspection.gas_fraction, inspection.star_fraction = contents / contents.sum()
         inspection.problems += self._physics_problems(inspection, row["simulation"])
@@ -203,14 +208,21 @@ class SampleExpectation:
 
 
 def map_names(config: DatasetConfig) -> tuple[str, ...]:
-    """Return what the maps of a sample are called in measures and histograms, in their order."""
+    """Return what a sample's maps of mass are called in measures and histograms, in their order."""
     return ("condition", *TARGET_CHANNELS, *(f"large_scale_{index}" for index in range(len(config.context_sizes))))
 
 
 def maps_of(sample: Sample) -> dict[str, NDArray[np.float32]]:
-    """Return the maps of a sample, each (npix, npix), by the names of `map_names`."""
+    """Return the maps of a sample's masses, each (npix, npix), by the names of `map_names`."""
     context = {f"large_scale_{index}": values for index, values in enumerate(sample.large_scale)}
-    return {"condition": sample.condition, **dict(zip(TARGET_CHANNELS, sample.target, strict=True)), **context}
+    return {"condition": sample.condition, **dict(zip(TARGET_CHANNELS, sample.target, strict=False)), **context}
+
+
+def _level(field: ExtraField, values: NDArray[np.float32]) -> float:
+    """Return the mean of a channel as models see it, before the z-score; 0 where its transform takes no such values."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = float(np.mean(field.transform.apply(values)))
+    return mean if math.isfinite(mean) else 0.0
 
 
 def fingerprint(pixels: NDArray[np.float32]) -> NDArray[np.float32] | None:
@@ -229,8 +241,17 @@ def _cause(error: ArchiveError) -> str:
 
 
 def _contract_problems(arrays: dict[str, NDArray], config: DatasetConfig) -> list[Problem]:
-    extents: dict[str | int, int] = {"npix": config.resolution, "n_context": len(config.context_sizes)}
+    channels = config.target_channels
+    extents: dict[str | int, int] = {
+        "npix": config.resolution,
+        "n_context": len(config.context_sizes),
+        "n_target": len(channels),
+    }
     problems = []
+    if target_channels(arrays) != channels:
+        found = arrays.get(CHANNELS_KEY, np.array(TARGET_CHANNELS))
+        said = shorten(str(found.tolist()), _MOST_CHARACTERS, placeholder=" …")
+        problems.append(Problem(AuditCode.BROKEN_CONTRACT, f"the target channels {', '.join(channels)}", said))
     for name, contract in CONTRACT.items():
         expected = tuple(extents.get(extent, extent) for extent in contract.shape)
         wanted = f"{name} of {np.dtype(contract.dtype)} and shape ({', '.join(map(str, expected))})"
@@ -257,8 +278,10 @@ def _value_problems(arrays: dict[str, NDArray]) -> list[Problem]:
             problems.append(
                 Problem(AuditCode.NOT_FINITE, f"finite numbers in {name}", f"{bad} of {array.size} are not")
             )
-        elif name in _MAPS and array.size and array.min() < 0:
-            found = f"{int((array < 0).sum())} pixels below 0, the lowest {array.min():g} Msun/h"
+            continue
+        masses = array[: len(TARGET_CHANNELS)] if name == "target" else array
+        if name in _MAPS and masses.size and masses.min() < 0:
+            found = f"{int((masses < 0).sum())} pixels below 0, the lowest {masses.min():g} Msun/h"
             problems.append(Problem(AuditCode.NEGATIVE_MASS, f"mass of 0 or more in {name}", found))
     return problems
 

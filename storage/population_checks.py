@@ -37,7 +37,7 @@ def robust_scores(halo_masses: NDArray[np.float64], log_masses: NDArray[np.float
     halo_masses : (n,) array
         M200c, Msun/h.
     log_masses : (n,) array
-        log10 of the mass of a map, plus 1; 0 where there is none, which is left out.
+        log10 of the mass of a map, plus 1, or the level of a further field; 0 where there is none, which is left out.
 
     Returns
     -------
@@ -46,7 +46,7 @@ def robust_scores(halo_masses: NDArray[np.float64], log_masses: NDArray[np.float
         `NEIGHBOURS` samples; 0 where there are too few to tell.
     """
     scores = np.zeros(len(log_masses))
-    chosen = np.flatnonzero(log_masses > 0)
+    chosen = np.flatnonzero(log_masses)
     if len(chosen) < FEWEST_LIKE:
         return scores
     chosen = chosen[np.argsort(halo_masses[chosen], kind="stable")]
@@ -66,7 +66,7 @@ def _running_median(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def check_outliers(rows: pl.DataFrame, scores: dict[str, NDArray[np.float64]], checklist: Checklist) -> None:
-    """Name the samples whose maps hold a mass far from what others of similar halo mass hold.
+    """Name the samples whose maps hold a mass, or a level of a further field, far from that of similar haloes.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ def check_outliers(rows: pl.DataFrame, scores: dict[str, NDArray[np.float64]], c
             rows[far].select(
                 "simulation",
                 subject="sample_id",
-                expected=pl.lit(f"mass of {channel} within {OUTLIER_SCORE:g} standard deviations of similar haloes"),
+                expected=pl.lit(f"{channel} within {OUTLIER_SCORE:g} standard deviations of similar haloes"),
                 found=pl.Series([f"{value:+.1f} standard deviations" for value in values[far]], dtype=pl.String),
             )
         )

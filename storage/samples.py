@@ -1,14 +1,16 @@
-"""A sample on disk: one ``.npz`` that holds the seven arrays of the contract."""
+"""A sample on disk: one ``.npz`` that holds the seven arrays of the contract, and the names of further channels."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bind_core.errors import BindDataError
-from bind_core.sample import TARGET_CHANNELS, Sample
+from bind_core.sample import CHANNELS_KEY, TARGET_CHANNELS, Sample
 from storage.archives import ArchiveError, decode_arrays, encode_arrays
 from storage.files import write_bytes
 
@@ -33,7 +35,7 @@ CONTRACT: dict[str, ArrayContract] = {
     ),
     "target": ArrayContract(
         np.float32,
-        (len(TARGET_CHANNELS), "npix", "npix"),
+        ("n_target", "npix", "npix"),
         "Dark matter, gas and stars of the hydrodynamic run, in the native window.",
         _PIXEL,
     ),
@@ -52,7 +54,6 @@ CONTRACT: dict[str, ArrayContract] = {
 }
 """The arrays by name, in order."""
 
-_MAPS = ("condition", "target", "large_scale")
 _ROTATION_TOLERANCE = 1e-9
 
 
@@ -159,8 +160,36 @@ def read_sample(path: Path) -> Sample:
     return decode_sample(content, path)
 
 
+def target_channels(arrays: Mapping[str, NDArray]) -> tuple[str, ...] | None:
+    """Return what the channels of a sample's target are called; None where what it says cannot be."""
+    if CHANNELS_KEY not in arrays:
+        return TARGET_CHANNELS
+    found = arrays[CHANNELS_KEY]
+    if found.ndim != 1 or found.dtype.kind != "U":
+        return None
+    names = tuple(found.tolist())
+    known = names[: len(TARGET_CHANNELS)] == TARGET_CHANNELS and len(set(names)) == len(names)
+    return names if known and all(names) else None
+
+
+def mass_maps(arrays: Mapping[str, NDArray]) -> dict[str, NDArray]:
+    """Return the arrays whose pixels are masses, by name: all maps but those of further fields."""
+    return {
+        "condition": arrays["condition"],
+        "target": arrays["target"][: len(TARGET_CHANNELS)],
+        "large_scale": arrays["large_scale"],
+    }
+
+
 def _check(arrays: dict[str, NDArray], where: str) -> None:
-    extents: dict[str, int] = {}
+    channels = target_channels(arrays)
+    if channels is None:
+        found = arrays[CHANNELS_KEY]
+        raise SampleError(
+            f"{where}: {CHANNELS_KEY!r} should hold {', '.join(TARGET_CHANNELS)} and names of further channels, each "
+            f"once, found {found.dtype} of shape {found.shape}: {shorten(str(found.tolist()), 200, placeholder=' …')}."
+        )
+    extents: dict[str, int] = {"n_target": len(channels)}
     for key, contract in CONTRACT.items():
         dtype, shape = contract.dtype, contract.shape
         if key not in arrays:
@@ -185,9 +214,9 @@ def _check(arrays: dict[str, NDArray], where: str) -> None:
         if not np.isfinite(found).all():
             bad = int(np.size(found) - np.isfinite(found).sum())
             raise SampleError(f"{where}: {key!r} holds {bad} values that are not finite; expected none.")
-    for key in _MAPS:
-        if arrays[key].size and arrays[key].min() < 0:
-            raise SampleError(f"{where}: {key!r} holds the negative mass {arrays[key].min()}; expected 0 or more.")
+    for key, masses in mass_maps(arrays).items():
+        if masses.size and masses.min() < 0:
+            raise SampleError(f"{where}: {key!r} holds the negative mass {masses.min()}; expected 0 or more.")
     rotation = arrays["rotation"]
     deviation = float(np.abs(rotation @ rotation.T - np.eye(3)).max())
     if deviation > _ROTATION_TOLERANCE or np.linalg.det(rotation) < 0:
