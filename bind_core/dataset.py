@@ -6,7 +6,6 @@ Imports torch only to learn which worker it runs in, and does without it.
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from bind_core.errors import BindDataError
 from bind_core.normalization import NormalizationStats, normalize
-from bind_core.sample import Sample
+from bind_core.sample import CHANNELS_KEY, Sample
 from bind_core.shard_files import ShardedArray
 from bind_core.splits import Split
 
@@ -107,7 +106,7 @@ class ShardReader:
             for array in self._arrays.values():
                 array.announce(in_order)
             for position, number in zip(order, in_order, strict=True):
-                samples[position] = {name: array.read(number) for name, array in self._arrays.items()}
+                samples[position] = {name: array.read(number) for name, array in self._arrays.items()} | self._channels
         except (OSError, ValueError, RuntimeError) as error:
             raise DatasetError(
                 f"Cannot read the pack {self.folder}: {error}. `bind-data pack --verify` says what is damaged; remove "
@@ -117,11 +116,17 @@ class ShardReader:
 
     @cached_property
     def _arrays(self) -> dict[str, ShardedArray]:
-        return {field.name: ShardedArray(self.folder / _ARRAYS / field.name) for field in fields(Sample)}
+        return {name: ShardedArray(self.folder / _ARRAYS / name) for name in Sample.numbers()}
+
+    @cached_property
+    def _channels(self) -> Arrays:
+        """The names of the target's channels, where there are more than those of every sample."""
+        names = self._arrays["target"].attributes.get(CHANNELS_KEY)
+        return {} if names is None else {CHANNELS_KEY: np.array(names, dtype=np.str_)}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is open, for workers that are spawned."""
-        return {name: value for name, value in self.__dict__.items() if name != "_arrays"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_arrays", "_channels")}
 
 
 class Augmentation:
@@ -278,6 +283,12 @@ class SampleDataset:
         other.__dict__ = self.__dict__ | {"transform": Normalized(stats, self.config_digest)}
         return other
 
+    @property
+    def target_channels(self) -> tuple[str, ...]:
+        """What the channels of the samples' ``target`` are called, as the first sample says."""
+        (first,) = self.reader.read(self._numbers[:1])
+        return Sample.from_arrays(first).target_channels
+
     def __len__(self) -> int:
         """Return the number of samples."""
         return len(self._numbers)
@@ -293,7 +304,9 @@ class SampleDataset:
     def _finished(self, sample: Arrays) -> Mapping[str, Any]:
         if self.augmentation is not None:
             sample = self.augmentation(sample)
-        return sample if self.transform is None else self.transform(sample)
+        finished = sample if self.transform is None else self.transform(sample)
+        # Names of channels are text, which no batch can hold.
+        return {name: value for name, value in finished.items() if name != CHANNELS_KEY}
 
 
 def _read_rows(folder: Path, command: str) -> pl.DataFrame:

@@ -23,6 +23,7 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from bind_core.errors import BindDataError
+from bind_core.sample import CHANNELS_KEY, TARGET_CHANNELS
 from storage.faults import Step, passing
 from storage.files import (
     flush_file,
@@ -254,18 +255,24 @@ class _Shards:
         zarr.open_group(self.folder, mode="a", zarr_format=3)
         written = [self.folder / "zarr.json"]
         start = number * SAMPLES_PER_FILE
-        for key, example in samples[0].sample.arrays().items():
-            array = self._array(key, example)
+        first = samples[0].sample
+        arrays = first.arrays()
+        for key in CONTRACT:
+            example = arrays[key]
+            array = self._array(key, example, first.target_channels)
             array[start : start + len(samples)] = _stacked(key, array.shape[1:], samples)
             shard = Path("c", str(number), *["0"] * example.ndim)
             written += [self.folder / key / "zarr.json", self.folder / key / shard]
         return written
 
-    def _array(self, key: str, example: np.ndarray) -> "zarr.Array[Any]":
+    def _array(self, key: str, example: np.ndarray, channels: tuple[str, ...]) -> "zarr.Array[Any]":
         folder = self.folder / key
         if folder.exists():
             return zarr.open_array(folder, mode="r+")
         contract = CONTRACT[key]
+        attributes: dict[str, Any] = {"description": contract.description, "unit": contract.unit}
+        if key == "target" and channels != TARGET_CHANNELS:  # further ones have units of their own
+            attributes |= {CHANNELS_KEY: list(channels)}
         return zarr.create_array(
             folder,
             shape=(self.n_samples, *example.shape),
@@ -273,7 +280,7 @@ class _Shards:
             chunks=(1, *example.shape),
             shards=(SAMPLES_PER_FILE, *example.shape),
             compressors=_COMPRESSION,
-            attributes={"description": contract.description, "unit": contract.unit},
+            attributes=attributes,
             config={"write_empty_chunks": True},  # or a shard of zeros, such as stars that never formed, has no file
         )
 
