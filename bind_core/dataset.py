@@ -6,17 +6,19 @@ Imports torch only to learn which worker it runs in, and does without it.
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, Self
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from bind_core.archives import ArchiveError, decode_arrays
 from bind_core.errors import BindDataError
 from bind_core.normalization import NormalizationStats, normalize
-from bind_core.sample import CHANNELS_KEY, Sample
+from bind_core.sample import Sample
 from bind_core.shard_files import ShardedArray
 from bind_core.splits import Split
 
@@ -62,7 +64,7 @@ class FileReader:
     def __init__(self, root: Path, rows: pl.DataFrame | None = None) -> None:
         self.root = Path(root)
         self.rows = _read_rows(self.root, "bind-data card") if rows is None else rows
-        self._paths = self.rows["path"].to_list()
+        self._paths = _paths_below(self.root, self.rows)
 
     def read(self, numbers: Sequence[int]) -> list[Arrays]:
         """Return samples by their numbers."""
@@ -70,11 +72,10 @@ class FileReader:
 
     def _read(self, path: Path) -> Arrays:
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
-        except (OSError, ValueError) as error:
+            return decode_arrays(path.read_bytes(), path)
+        except (OSError, ArchiveError) as error:
             raise DatasetError(
-                f"Cannot read the sample {path}: {error}. `bind-data audit --depth verified` says what else is "
+                f"Cannot read a sample: {str(error).rstrip('.')}. `bind-data audit --depth verified` says what else is "
                 "damaged, `bind-data repair` makes it again."
             ) from error
 
@@ -106,7 +107,7 @@ class ShardReader:
             for array in self._arrays.values():
                 array.announce(in_order)
             for position, number in zip(order, in_order, strict=True):
-                samples[position] = {name: array.read(number) for name, array in self._arrays.items()} | self._channels
+                samples[position] = {name: array.read(number) for name, array in self._arrays.items()}
         except (OSError, ValueError, RuntimeError) as error:
             raise DatasetError(
                 f"Cannot read the pack {self.folder}: {error}. `bind-data pack --verify` says what is damaged; remove "
@@ -116,17 +117,11 @@ class ShardReader:
 
     @cached_property
     def _arrays(self) -> dict[str, ShardedArray]:
-        return {name: ShardedArray(self.folder / _ARRAYS / name) for name in Sample.numbers()}
-
-    @cached_property
-    def _channels(self) -> Arrays:
-        """The names of the target's channels, where there are more than those of every sample."""
-        names = self._arrays["target"].attributes.get(CHANNELS_KEY)
-        return {} if names is None else {CHANNELS_KEY: np.array(names, dtype=np.str_)}
+        return {field.name: ShardedArray(self.folder / _ARRAYS / field.name) for field in fields(Sample)}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is open, for workers that are spawned."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_arrays", "_channels")}
+        return {name: value for name, value in self.__dict__.items() if name != "_arrays"}
 
 
 class Augmentation:
@@ -247,13 +242,12 @@ class SampleDataset:
         self.transform = transform
         self.augmentation = augmentation
         rows = reader.rows.with_row_index("number")
-        if split is not None:
-            rows = rows.filter(pl.col("split") == str(Split(split)))
-        if where:
+        conditions = [] if split is None else [f"split = '{Split(split)}'"]
+        for condition in [*conditions, *([where] if where else [])]:
             try:
-                rows = rows.filter(pl.sql_expr(where))
+                rows = rows.filter(pl.sql_expr(condition))
             except pl.exceptions.PolarsError as error:
-                raise DatasetError(f"The condition {where!r} cannot be used: {error}") from error
+                raise DatasetError(f"The condition {condition!r} cannot be used: {error}") from error
         if rows.is_empty():
             raise DatasetError(
                 f"None of {reader.rows.height:,} samples is in the split {split or 'train or test'}"
@@ -283,12 +277,6 @@ class SampleDataset:
         other.__dict__ = self.__dict__ | {"transform": Normalized(stats, self.config_digest)}
         return other
 
-    @property
-    def target_channels(self) -> tuple[str, ...]:
-        """What the channels of the samples' ``target`` are called, as the first sample says."""
-        (first,) = self.reader.read(self._numbers[:1])
-        return Sample.from_arrays(first).target_channels
-
     def __len__(self) -> int:
         """Return the number of samples."""
         return len(self._numbers)
@@ -304,18 +292,30 @@ class SampleDataset:
     def _finished(self, sample: Arrays) -> Mapping[str, Any]:
         if self.augmentation is not None:
             sample = self.augmentation(sample)
-        finished = sample if self.transform is None else self.transform(sample)
-        # Names of channels are text, which no batch can hold.
-        return {name: value for name, value in finished.items() if name != CHANNELS_KEY}
+        return sample if self.transform is None else self.transform(sample)
 
 
 def _read_rows(folder: Path, command: str) -> pl.DataFrame:
     try:
         return pl.read_parquet(folder / _ROWS)
-    except (OSError, pl.exceptions.PolarsError) as error:
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise DatasetError(
             f"Cannot read {folder / _ROWS}, the rows of the samples: {error}. `{command}` writes it."
         ) from error
+
+
+def _paths_below(root: Path, rows: pl.DataFrame) -> list[str]:
+    """Return the samples' paths, none of which leads out of the data set."""
+    if "path" not in rows.columns or rows.schema["path"] != pl.String:
+        raise DatasetError(f"The rows of the samples in {root} have no column path that holds text.")
+    paths: list[str | None] = rows["path"].to_list()
+    for path in paths:
+        if path is None or "\0" in path or PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+            raise DatasetError(
+                f"The rows of the samples in {root} have the path {path!r}; expected one below that folder. They were "
+                "damaged or tampered with: write them anew with `bind-data card`."
+            )
+    return [path for path in paths if path is not None]
 
 
 def _worker_seed() -> int | None:

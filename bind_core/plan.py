@@ -5,7 +5,8 @@ import json
 import re
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from bind_core.config import DatasetConfig, Stratum
 from bind_core.errors import ConfigurationError
 from bind_core.halos import Halo, HaloCatalogue, halos_in
+from bind_core.records import record_from_json
 from bind_core.rotations import rotation_matrix, seed_entropy
 from bind_core.splits import Split
 from bind_core.suite import simulation_number
@@ -86,28 +88,15 @@ class BlockPlan:
         return json.dumps(values)
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Rebuild a plan from what `to_json` returned."""
-        values = json.loads(text)
-        return cls(
-            config=DatasetConfig(**values["config"]),
-            run_id=values["run_id"],
-            block=values["block"],
-            simulations=tuple(_simulation_plan(simulation) for simulation in values["simulations"]),
-        )
+    def from_json(cls, text: bytes | str, source: Path | str = "The text") -> Self:
+        """Rebuild a plan from what `to_json` returned.
 
-
-def _simulation_plan(values: dict[str, Any]) -> SimulationPlan:
-    return SimulationPlan(
-        simulation=values["simulation"],
-        split=Split(values["split"]),
-        parameters=tuple(values["parameters"]),
-        targets=tuple(
-            Target(**{**target, "entropy": tuple(target["entropy"]), "halo_center": tuple(target["halo_center"])})
-            for target in values["targets"]
-        ),
-        replaced=frozenset(values["replaced"]),
-    )
+        Raises
+        ------
+        RecordError
+            If the text is something else; the message names the source.
+        """
+        return record_from_json(cls, text, source)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The conditions of a dark-matter-only simulation on disk: what a trained model paints, and where it belongs."""
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from bind_core.config import DatasetConfig
 from bind_core.errors import BindDataError
 from bind_core.inference import HaloCondition
 from bind_core.painting import PatchGrid
+from bind_core.records import RecordError, record_from_json
 from storage.archives import ArchiveError, decode_arrays, encode_arrays
 from storage.faults import Step, passing
 from storage.files import remove_stale_temporaries, write_bytes
@@ -110,14 +112,14 @@ def read_condition_set(folder: Path) -> ConditionSet:
     """
     path = folder / INDEX_FILE
     try:
-        values = json.loads(path.read_bytes())
-        parameters = values["parameters"]
-        return ConditionSet(
-            **values
-            | {"halos": tuple(values["halos"]), "parameters": None if parameters is None else tuple(parameters)}
-        )
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        found = record_from_json(ConditionSet, path.read_bytes(), path)
+    except (OSError, RecordError) as error:
         raise ConditionError(f"Cannot read {path}: {error}. `bind-data conditions` writes it, last.") from error
+    if not 0 < found.box_size < math.inf:
+        raise ConditionError(
+            f"{path} says that the box is {found.box_size} Mpc/h wide. `bind-data conditions` mends it."
+        )
+    return found
 
 
 def read_condition(folder: Path, halo: int) -> tuple[dict[str, NDArray], PatchGrid]:
@@ -132,18 +134,25 @@ def read_condition(folder: Path, halo: int) -> tuple[dict[str, NDArray], PatchGr
     try:
         arrays = decode_arrays(path.read_bytes(), path)
         grid = PatchGrid(
-            arrays["halo_center"],
-            arrays["rotation"],
-            float(arrays["pixel_size"]),
+            _numbers(arrays, "halo_center", (3,)),
+            _numbers(arrays, "rotation", (3, 3)),
+            float(_numbers(arrays, "pixel_size", ())),
             len(arrays["condition"]),
-            float(arrays["box_size"]),
-            float(arrays["depth"]),
+            float(_numbers(arrays, "box_size", ())),
+            float(_numbers(arrays, "depth", ())),
         )
-    except (OSError, ArchiveError, KeyError, TypeError) as error:
+    except (OSError, ArchiveError, KeyError, TypeError, ValueError) as error:
         raise ConditionError(
             f"Cannot read the conditions {path}: {error}. Make them with `bind-data conditions`."
         ) from error
     return arrays, grid
+
+
+def _numbers(arrays: dict[str, NDArray], name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    numbers = np.asarray(arrays[name], dtype=np.float64)
+    if numbers.shape != shape or not np.all(np.isfinite(numbers)):
+        raise ValueError(f"{name} should be finite numbers of shape {shape}, found {numbers.tolist()}")
+    return numbers
 
 
 def _name(halo: int) -> str:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
+from bind_core.records import record_from_json
 from storage.faults import Step, passing
 from storage.files import flush_folder, held, is_held, make_folder, sha256_of, write_bytes
 from storage.layout import DatasetLayout
@@ -64,14 +65,15 @@ class Replacement:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Rebuild a replacement from what `to_json` returned."""
-        values = json.loads(text)
-        return cls(
-            values["run_id"],
-            tuple(NewFile(**file) for file in values["new"]),
-            tuple(OldFile(**file) for file in values["old"]),
-        )
+    def from_json(cls, text: bytes | str, source: Path | str = "The text") -> Self:
+        """Rebuild a replacement from what `to_json` returned.
+
+        Raises
+        ------
+        RecordError
+            If the text is something else; the message names the source.
+        """
+        return record_from_json(cls, text, source)
 
 
 def staged_path(layout: DatasetLayout, run_id: str, path: Path) -> Path:
@@ -137,7 +139,7 @@ def unfinished(layout: DatasetLayout, committed_by: Committed) -> list[Replaceme
     found = []
     for journal in sorted(layout.staging_folder.glob(f"*/{_JOURNALS}")):
         try:
-            replacement = Replacement.from_json(journal.read_text(encoding="utf-8"))
+            replacement = Replacement.from_json(journal.read_bytes(), journal)
         except FileNotFoundError:  # its run has finished meanwhile
             continue
         if _committed(replacement, committed_by):
@@ -167,7 +169,7 @@ def finish_interrupted(layout: DatasetLayout, committed_by: Committed) -> list[s
         if is_held(folder / _LOCK):
             continue
         for journal in sorted(folder.glob(_JOURNALS)):
-            replacement = Replacement.from_json(journal.read_text(encoding="utf-8"))
+            replacement = Replacement.from_json(journal.read_bytes(), journal)
             if _committed(replacement, committed_by):
                 finish(layout, replacement, journal)
                 finished.append(replacement.run_id)

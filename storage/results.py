@@ -2,9 +2,11 @@
 
 import json
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Self
 
 from bind_core.findings import Finding
+from bind_core.records import record_from_json
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,12 @@ class SimulationResult:
         )
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Rebuild a result from what `to_json` returned."""
-        values = json.loads(text)
-        return cls(
-            simulation=values["simulation"],
-            samples=tuple(SampleRecord(**sample) for sample in values["samples"]),
-            findings=tuple(Finding.from_dict(finding) for finding in values["findings"]),
-            input_digests=values["input_digests"],
-            seconds=values["seconds"],
-            error=values["error"],
-        )
+    def from_json(cls, text: bytes | str, source: Path | str = "The text") -> Self:
+        """Rebuild a result from what `to_json` returned.
+
+        Raises
+        ------
+        RecordError
+            If the text is something else; the message names the source.
+        """
+        return record_from_json(cls, text, source)

@@ -23,7 +23,7 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from bind_core.errors import BindDataError
-from bind_core.sample import CHANNELS_KEY, TARGET_CHANNELS
+from bind_core.records import RecordError, record_from_json
 from storage.faults import Step, passing
 from storage.files import (
     flush_file,
@@ -202,8 +202,8 @@ def verify_pack(layout: DatasetLayout, folder: Path) -> list[str]:
     """
     identity = read_identity(folder)
     try:
-        expected: dict[str, str] = json.loads((folder / CHECKSUMS_FILE).read_bytes())
-    except (OSError, ValueError) as error:
+        expected = record_from_json(dict[str, str], (folder / CHECKSUMS_FILE).read_bytes(), CHECKSUMS_FILE)
+    except (OSError, RecordError) as error:
         raise _no_pack(folder, error) from error
     found = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
     problems = [f"{name} is missing" for name in expected if name not in found]
@@ -231,9 +231,8 @@ def read_identity(folder: Path) -> PackIdentity:
         If the folder is no pack.
     """
     try:
-        values = json.loads((folder / IDENTITY_FILE).read_bytes())
-        return PackIdentity(**{**values, "format": PackFormat(values["format"])})
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        return record_from_json(PackIdentity, (folder / IDENTITY_FILE).read_bytes(), IDENTITY_FILE)
+    except (OSError, RecordError) as error:
         raise _no_pack(folder, error) from error
 
 
@@ -255,24 +254,18 @@ class _Shards:
         zarr.open_group(self.folder, mode="a", zarr_format=3)
         written = [self.folder / "zarr.json"]
         start = number * SAMPLES_PER_FILE
-        first = samples[0].sample
-        arrays = first.arrays()
-        for key in CONTRACT:
-            example = arrays[key]
-            array = self._array(key, example, first.target_channels)
+        for key, example in samples[0].sample.arrays().items():
+            array = self._array(key, example)
             array[start : start + len(samples)] = _stacked(key, array.shape[1:], samples)
             shard = Path("c", str(number), *["0"] * example.ndim)
             written += [self.folder / key / "zarr.json", self.folder / key / shard]
         return written
 
-    def _array(self, key: str, example: np.ndarray, channels: tuple[str, ...]) -> "zarr.Array[Any]":
+    def _array(self, key: str, example: np.ndarray) -> "zarr.Array[Any]":
         folder = self.folder / key
         if folder.exists():
             return zarr.open_array(folder, mode="r+")
         contract = CONTRACT[key]
-        attributes: dict[str, Any] = {"description": contract.description, "unit": contract.unit}
-        if key == "target" and channels != TARGET_CHANNELS:  # further ones have units of their own
-            attributes |= {CHANNELS_KEY: list(channels)}
         return zarr.create_array(
             folder,
             shape=(self.n_samples, *example.shape),
@@ -280,7 +273,7 @@ class _Shards:
             chunks=(1, *example.shape),
             shards=(SAMPLES_PER_FILE, *example.shape),
             compressors=_COMPRESSION,
-            attributes=attributes,
+            attributes={"description": contract.description, "unit": contract.unit},
             config={"write_empty_chunks": True},  # or a shard of zeros, such as stars that never formed, has no file
         )
 
@@ -367,8 +360,8 @@ def _files_done(unfinished: Path, identity: PackIdentity) -> int:
             remove_stale_temporaries(unfinished)
             for partial in unfinished.rglob(_PARTIAL):
                 partial.unlink()
-            return int(json.loads((unfinished / _DONE_FILE).read_bytes()))
-    except (PackError, OSError, ValueError):
+            return record_from_json(int, (unfinished / _DONE_FILE).read_bytes(), _DONE_FILE)
+    except (PackError, OSError, RecordError):
         pass  # killed before the first shard was done
     shutil.rmtree(unfinished, ignore_errors=True)
     make_folder(unfinished)

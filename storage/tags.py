@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bind_core.errors import BindDataError
+from bind_core.records import RecordError, record_from_json
 from storage.files import write_bytes
 from storage.layout import DatasetLayout
 from storage.manifest import user_name
@@ -146,13 +147,13 @@ def _noted(tag: Tag) -> str:
 
 def _read(path: Path) -> Tag:
     try:
-        values = json.loads(path.read_bytes())
-        times = {name: datetime.fromisoformat(values[name]) for name in ("committed_at", "tagged_at")}
-        tag = Tag(**(values | times | {"config_digests": tuple(values["config_digests"])}))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        tag = record_from_json(Tag, path.read_bytes(), path)
+    except (OSError, RecordError) as error:
         raise TagError(
             f"The tag {path} cannot be read: {error}. Restore it from a copy, or delete the file."
         ) from error
+    if tag.committed_at.tzinfo is None or tag.tagged_at.tzinfo is None:
+        raise TagError(f"The tag {path} has a time without its time zone. Restore it from a copy, or delete the file.")
     if tag.name != path.stem:
         raise TagError(f"The tag {path} says that its name is {tag.name!r}. Give the file that name, or delete it.")
     return tag

@@ -32,7 +32,7 @@ def results_in(folder: Path, plan: BlockPlan) -> dict[str, SimulationResult]:
     for simulation in plan.simulations:
         path = result_file(folder, simulation.simulation)
         if path.exists():
-            results[simulation.simulation] = SimulationResult.from_json(path.read_text(encoding="utf-8"))
+            results[simulation.simulation] = SimulationResult.from_json(path.read_bytes(), path)
     return results
 
 

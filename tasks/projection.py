@@ -58,7 +58,7 @@ def project_block(block: int, folder: Path) -> dict[str, SimulationResult]:
         If it cannot be run as it was asked for, or needs more than it was given.
     """
     logger = get_run_logger()
-    plan = BlockPlan.from_json((folder / BLOCK_FILE).read_text(encoding="utf-8"))
+    plan = BlockPlan.from_json((folder / BLOCK_FILE).read_bytes(), folder / BLOCK_FILE)
     with (
         (folder / PROGRESS_FILE).open("a", encoding="utf-8", buffering=1) as progress,
         (folder / ERRORS_FILE).open("a", encoding="utf-8", buffering=1) as errors,

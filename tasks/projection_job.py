@@ -255,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_world_size(comm, options.ranks)
         if options.watch_stdin and comm.rank == 0:
             watch_standard_input()
-        plan = BlockPlan.from_json(options.plan.read_text(encoding="utf-8"))
+        plan = BlockPlan.from_json(options.plan.read_bytes(), options.plan)
         with _staging(comm, plan):
             results = project_block(comm, plan, print_progress, on_result=save, on_simulation=messages.begin)
         errors = comm.bcast([(result.error, result.simulation) for result in results if result.error])

@@ -77,5 +77,5 @@ def test_pickled_objects_are_not_loaded(tmp_path) -> None:
     """A sample that holds Python objects is refused, not executed."""
     np.savez(tmp_path / "a.npz", condition=np.array([{}], dtype=object))
     rows = pl.DataFrame({"path": ["a.npz"], "split": ["train"], "config_digest": ["0" * 64]})
-    with pytest.raises(DatasetError, match="allow_pickle"):
+    with pytest.raises(DatasetError, match="pickled Python objects"):
         SampleDataset(FileReader(tmp_path, rows))[0]

@@ -39,7 +39,7 @@ from storage.layout import DatasetLayout
 from storage.results import SimulationResult
 from storage.samples import encode_sample, read_sample
 from storage.shards import read_identity
-from storage.statistics import STATISTICS_FILES, read_statistics
+from storage.statistics import read_statistics
 from storage.tags import read_tags
 
 SECONDS_PER_CASE = 30
@@ -112,14 +112,14 @@ _HOSTILE_VALUES = (
 )
 
 
-class Wrong(Exception):
+class WrongError(Exception):
     """A reader returned what no sound input could hold."""
 
 
 def require(condition: bool, what: str) -> None:
-    """Raise `Wrong` unless a condition holds."""
+    """Raise `WrongError` unless a condition holds."""
     if not condition:
-        raise Wrong(what)
+        raise WrongError(what)
 
 
 def mutated_json(text: str, random: Random) -> bytes:
@@ -300,14 +300,13 @@ def read_rows(seeds: Path, folder: Path, random: Random) -> str | None:
 
 def read_normalization(seeds: Path, folder: Path, random: Random) -> str | None:
     """Read normalization statistics, one of whose files is spoilt."""
-    for name, _ in STATISTICS_FILES.values():
-        _copy(seeds / "statistics" / name, folder)
-    path = folder / chosen(random, [name for name, _ in STATISTICS_FILES.values()])
+    files = [_copy(file, folder) for file in sorted((seeds / "statistics").glob("*.npz"))]
+    path = chosen(random, files)
     path.write_bytes(mutated_npz(path.read_bytes(), random))
 
     def read() -> None:
         stats = read_statistics(folder)
-        scores = (stats.condition, stats.dark_matter, stats.gas, stats.stars, *stats.large_scale)
+        scores = (stats.condition, *stats.target.values(), *stats.large_scale)
         require(all(np.isfinite([score.mean, score.std]).all() and score.std > 0 for score in scores), "score")
 
     return _attempt(folder, read)
@@ -361,8 +360,14 @@ def read_a_plan(seeds: Path, _folder: Path, random: Random) -> str | None:
     """Read the plan of a block, and what its job made of it."""
     text = mutated_json((seeds / "plan.json").read_text(), random).decode("utf-8", "replace")
     result = mutated_json((seeds / "result.json").read_text(), random).decode("utf-8", "replace")
-    refused = _attempt(None, lambda: require(bool(BlockPlan.from_json(text).to_json()), "plan"))
-    return _attempt(None, lambda: require(bool(SimulationResult.from_json(result).to_json()), "result")) or refused
+
+    def read() -> None:
+        require(bool(BlockPlan.from_json(text, "plan.json").to_json()), "plan")
+
+    def read_result() -> None:
+        require(bool(SimulationResult.from_json(result, "result.json").to_json()), "result")
+
+    return _attempt("plan.json", read) or _attempt("result.json", read_result)
 
 
 READERS: dict[str, Callable[[Path, Path, Random], str | None]] = {
@@ -381,13 +386,12 @@ READERS: dict[str, Callable[[Path, Path, Random], str | None]] = {
 }
 
 
-def _attempt(place: Path | None, read: Callable[[], None]) -> str | None:
+def _attempt(place: Path | str, read: Callable[[], None]) -> str | None:
     """Read; return what the reader said if it refused, which must name the place."""
     try:
         read()
     except BindDataError as error:
-        if place is not None:
-            require(str(place) in str(error), f"the message does not name {place}: {error}")
+        require(str(place) in str(error), f"the message does not name {place}: {error}")
         require(len(str(error)) < 20_000, f"a message of {len(str(error)):,} characters")
         link: BaseException | None = error
         while link is not None:

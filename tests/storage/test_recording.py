@@ -195,7 +195,7 @@ def test_results_travel_as_json_unchanged(config: DatasetConfig) -> None:
     """A result read back from its JSON is equal, findings, awkward texts and floats included."""
     (finding,) = outcomes_of(config, project(config, ["SB35_2"]))[0].findings
     sample = SampleRecord("SB35_0_halo_0_rot_0", "train/a.npz", 17, "0" * 64, {"mass_condition": 0.1 + 0.2})
-    result = SimulationResult("SB35_0", (sample,), (finding,), {"read": 1e-300}, 'said "no"\n')
+    result = SimulationResult("SB35_0", (sample,), (finding,), {"a.hdf5": "0" * 64}, {"read": 1e-300}, 'said "no"\n')
     assert SimulationResult.from_json(result.to_json()) == result
     assert SimulationResult.from_json(SimulationResult("SB35_0").to_json()) == SimulationResult("SB35_0")
 

@@ -1,0 +1,119 @@
+"""Named arrays in one ``.npz``, read without trust.
+
+`numpy.load` allocates whatever size an array claims to have, and lets through the errors of every library beneath it.
+"""
+
+import io
+import struct
+import tokenize
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bind_core.errors import BindDataError
+
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_DEFLATE_MAX_RATIO = 1040
+"""Deflate stores 258 bytes in two bits at the best, 1032 to 1; the rest allows for small members."""
+
+
+# What damaged archives and array headers make the standard library and numpy raise (an unknown compression is a
+# RuntimeError too).
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    tokenize.TokenError,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+
+
+class ArchiveError(BindDataError):
+    """An ``.npz`` that cannot be read or made."""
+
+
+def decode_arrays(content: bytes, path: Path) -> dict[str, NDArray]:
+    """Return the arrays of an ``.npz``.
+
+    Nothing in it is executed, and no more memory is allocated than its size can account for.
+
+    Parameters
+    ----------
+    content : bytes
+        The whole file.
+    path : Path
+        Where it came from, for error messages.
+
+    Returns
+    -------
+    dict of str to array
+        By name, in the archive's order.
+
+    Raises
+    ------
+    ArchiveError
+        If it is no zip archive, is damaged, or holds anything but plain arrays.
+    """
+    arrays: dict[str, NDArray] = {}
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            members = archive.infolist()
+            if sum(member.compress_size for member in members) > len(content):
+                raise ArchiveError(f"{path}: its members overlap. The file was tampered with; make it again.")
+            for member in members:
+                name = member.filename.removesuffix(".npy")
+                if member.compress_type not in _COMPRESSIONS:
+                    raise ArchiveError(
+                        f"{path}: {name!r} is compressed by method {member.compress_type}, whose results have no "
+                        "bounds; expected deflate or none, as numpy writes. Make the file again."
+                    )
+                if member.file_size > _DEFLATE_MAX_RATIO * member.compress_size:
+                    raise ArchiveError(
+                        f"{path}: {name!r} claims {member.file_size:,} bytes, more than its {member.compress_size:,} "
+                        "compressed bytes can hold. The file is damaged or was tampered with; make it again."
+                    )
+                with archive.open(member) as stream:
+                    arrays[name] = _array(stream.read(), name, path)
+    except _DAMAGE as error:
+        raise ArchiveError(
+            f"{path} is not a whole .npz archive: {error}. Expected a zip of arrays as numpy writes it; the file is "
+            "truncated, damaged or something else. Remove it and make it again."
+        ) from error
+    return arrays
+
+
+def _array(content: bytes, name: str, path: Path) -> NDArray:
+    stream = io.BytesIO(content)
+    version = np.lib.format.read_magic(stream)
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if read_header is None:
+        raise ArchiveError(f"{path}: {name!r} has npy version {version}; expected (1, 0) or (2, 0).")
+    shape, fortran_order, dtype = read_header(stream)
+    if dtype.hasobject:
+        raise ArchiveError(
+            f"{path}: {name!r} holds pickled Python objects (dtype {dtype}); expected plain numbers or text. "
+            "It was not opened, because unpickling can run code."
+        )
+    expected = dtype.itemsize * int(np.prod([int(extent) for extent in shape], dtype=object))
+    found = len(content) - stream.tell()
+    if expected != found or any(extent < 0 for extent in shape):
+        raise ArchiveError(
+            f"{path}: {name!r} claims shape {shape} of {dtype}, which is {expected:,} bytes, but {found:,} are there. "
+            "The file is damaged; make it again."
+        )
+    flat = np.frombuffer(content, dtype=dtype, offset=stream.tell()) if found else np.empty(0, dtype)
+    return flat.reshape(shape, order="F" if fortran_order else "C").copy()
