@@ -15,7 +15,7 @@ from bind_core.transforms import ChannelTransform
 MASSES = "Masses"
 """The dataset of masses; where a file has none, its header's MassTable says what each particle weighs."""
 
-_TAKEN_NAMES = frozenset({"condition", "stellar", *TARGET_CHANNELS})
+_TAKEN_NAMES = frozenset({"condition", "input", "stellar", *TARGET_CHANNELS})
 _CONTEXT_NAME = re.compile(r"large_scale(_\d+)?")
 _DATASET = r"^([A-Za-z0-9][A-Za-z0-9_.\-]*)?$"
 

@@ -1,5 +1,6 @@
 """Normalization statistics of a data set, as a flow."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 from prefect import flow, get_run_logger, task
@@ -18,23 +19,31 @@ from storage.statistics import compute_statistics, write_statistics
 
 
 @task(task_run_name="compute statistics", cache_policy=NO_CACHE)
-def compute(layout: DatasetLayout, version: int | None, threads: int) -> NormalizationStats:
+def compute(
+    layout: DatasetLayout, version: int | None, threads: int, quantiles: Collection[str] = ()
+) -> NormalizationStats:
     """Read every sample of the train split once."""
-    return compute_statistics(layout, version=version, threads=threads)
+    return compute_statistics(layout, version=version, threads=threads, quantiles=quantiles)
 
 
 @task(task_run_name="write statistics", cache_policy=NO_CACHE)
 def write(stats: NormalizationStats, folder: Path) -> list[Path]:
-    """Write the three files atomically."""
+    """Write a file for each target channel, atomically."""
     return write_statistics(stats, folder)
 
 
 @flow(name="normalize-dataset", flow_run_name="normalize {dataset}")
 @with_parameter_help
 def normalize_dataset(
-    dataset: Path, version: int | None = None, output: Path | None = None, threads: int = 2
+    dataset: Path,
+    version: int | None = None,
+    output: Path | None = None,
+    threads: int = 2,
+    quantiles: tuple[str, ...] = (),
 ) -> list[Path] | State[list[Path]]:
     """Compute the normalization statistics of a data set's train split and write them.
+
+    Each channel's transform is the one that the data set's dataset.yaml declares.
 
     Parameters
     ----------
@@ -43,9 +52,11 @@ def normalize_dataset(
     version : int, optional
         Version of the manifest; the latest by default.
     output : Path, optional
-        Folder for the three files; by default the data set's ``data/``.
+        Folder for the files; by default the data set's ``data/``.
     threads : int
-        Threads that read.
+        Threads that read and compute.
+    quantiles : tuple of str
+        Channels that get a table of quantiles besides, e.g. stars.
 
     Returns
     -------
@@ -55,11 +66,11 @@ def normalize_dataset(
     Raises
     ------
     StatisticsError
-        If the train split is empty or a sample is damaged.
+        If the train split is empty or a sample is damaged, or there is no such channel.
     """
     try:
         layout = layout_at(dataset)
-        stats = compute(layout, version, threads)
+        stats = compute(layout, version, threads, quantiles)
         files = write(stats, output or layout.statistics_folder)
     except BindDataError as error:
         return failed(error)

@@ -5,6 +5,7 @@ for people, ``DATASET.md``. They are a picture of that version: what is committe
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +16,7 @@ from storage.croissant import CardFile, croissant
 from storage.dataset_page import dataset_page
 from storage.files import atomic_write, sha256_of, write_bytes
 from storage.layout import DatasetLayout
-from storage.statistics import STATISTICS_FILES
+from storage.statistics import statistics_file
 from storage.versions import DatasetVersion
 
 SAMPLES_FILE = "samples.parquet"
@@ -78,7 +79,7 @@ def write_card(
     table = replace(_described(folder, rows, "application/x-parquet", what), path=SAMPLES_FILE)
     others = [
         _described(layout.root, layout.root / name, media_type, what)
-        for name, media_type, what in _companions(layout)
+        for name, media_type, what in _companions(layout, facts.config.target_channels)
         if (layout.root / name).is_file()
     ]
     card = json.dumps(croissant(facts, table, others), indent=2, ensure_ascii=False)
@@ -92,15 +93,15 @@ def write_card(
     )
 
 
-def _companions(layout: DatasetLayout) -> list[tuple[str, str, str]]:
+def _companions(layout: DatasetLayout, channels: Sequence[str]) -> list[tuple[str, str, str]]:
     """Return files that belong to a data set, where they are there: path, media type and what they are."""
     statistics = [
         (
-            layout.relative(layout.statistics_folder / name),
+            layout.relative(layout.statistics_folder / statistics_file(channel)),
             "application/zip",
             f"Normalization statistics of {channel.replace('_', ' ')} and of the inputs, in numpy's .npz.",
         )
-        for channel, (name, _) in STATISTICS_FILES.items()
+        for channel in channels
     ]
     settings = (layout.configuration_file.name, "application/yaml", "The configuration that it was made with.")
     return [settings, *statistics, (layout.contact_sheet_file.name, "image/png", "A picture of some of the samples.")]

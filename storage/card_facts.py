@@ -3,12 +3,13 @@
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
+from typing import Self
 
 import polars as pl
 
 from bind_core.config import BlackHolePolicy, DatasetConfig, RotationPolicy, StarPolicy
-from bind_core.errors import BindDataError, ParameterTableError
-from bind_core.normalization import NormalizationStats
+from bind_core.errors import BindDataError, NormalizationMismatchError, ParameterTableError
+from bind_core.normalization import ChannelStats, DatasetIdentity, NormalizationStats
 from bind_core.parameters import find_parameter_file, read_parameter_table
 from bind_core.sample import TARGET_CHANNELS
 from bind_core.splits import Split
@@ -17,7 +18,7 @@ from storage.commits import ManifestVersion
 from storage.layout import DatasetLayout
 from storage.manifest import Manifest, recorded_configuration
 from storage.samples import CONTRACT, SampleError, read_sample
-from storage.statistics import STATISTICS_FILES, StatisticsError, read_statistics
+from storage.statistics import StatisticsError, read_statistics, statistics_file
 from storage.versions import DatasetVersion
 
 _LISTED = 10
@@ -55,14 +56,21 @@ class Array:
 
 @dataclass(frozen=True)
 class ChannelStatistics:
-    """Mean and standard deviation of log10(x + 1) over all pixels of a map in the train split."""
+    """Mean and standard deviation of the transformed values of all pixels of a map in the train split."""
 
     array: str
     channel: int | None
     """Index along the array's first axis; None for an array that is one map."""
     name: str
+    transform: str
+    """As a formula of x."""
     mean: float
     std: float
+
+    @classmethod
+    def of(cls, array: str, channel: int | None, name: str, stats: ChannelStats) -> Self:
+        """Return what a card says of the statistics of a map."""
+        return cls(array, channel, name, str(stats.transform), stats.mean, stats.std)
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,9 @@ class DatasetFacts:
     n_parameters: int | None
     """Length of ``params``; None if no sample can be read."""
     statistics: NormalizationStats | None
-    """None if none were computed."""
+    """None if none were computed, or those that lie there cannot be used."""
+    statistics_problem: str
+    """Why they cannot; empty if they can, or there are none."""
     n_replaced: int
     """Samples of this version that a later one has made anew or removed."""
     publication: Publication
@@ -159,6 +169,7 @@ class DatasetFacts:
         """Arrays of a sample."""
         extents = {
             "npix": self.config.resolution,
+            "n_target": len(self.config.target_channels),
             "n_context": len(self.config.context_sizes),
             "n_params": self.n_parameters,
         }
@@ -179,13 +190,11 @@ class DatasetFacts:
         stats = self.statistics
         if stats is None:
             return []
-        found = [ChannelStatistics("condition", None, "condition", stats.condition.mean, stats.condition.std)]
-        for index, (channel, score) in enumerate(zip(TARGET_CHANNELS, stats.target, strict=True)):
-            name = f"target, {channel.replace('_', ' ')}"
-            found.append(ChannelStatistics("target", index, name, score.mean, score.std))
-        for index, (size, score) in enumerate(zip(self.config.context_sizes, stats.large_scale, strict=True)):
-            name = f"large scale, {size:g} Mpc/h"
-            found.append(ChannelStatistics("large_scale", index, name, score.mean, score.std))
+        found = [ChannelStatistics.of("condition", None, "condition", stats.condition)]
+        for index, (channel, own) in enumerate(stats.target.items()):
+            found.append(ChannelStatistics.of("target", index, f"target, {channel.replace('_', ' ')}", own))
+        for index, (size, own) in enumerate(zip(self.config.context_sizes, stats.large_scale, strict=True)):
+            found.append(ChannelStatistics.of("large_scale", index, f"large scale, {size:g} Mpc/h", own))
         return found
 
     @property
@@ -255,7 +264,9 @@ class DatasetFacts:
                 f"{self.n_replaced:,} of its samples were made anew or removed by a later version. What they were then "
                 "is kept as superseded/<first two digits of sha256>/<sha256>.npz, and not at their path."
             )
-        if self.statistics is None:
+        if self.statistics_problem:
+            lines.append(self.statistics_problem)
+        elif self.statistics is None:
             lines.append("No normalization statistics were computed.")
         elif self.statistics.manifest_version != self.version.number:
             lines.append(
@@ -336,6 +347,7 @@ def gather(
             "Generate samples first, or choose another version."
         )
     attempts = manifest.simulations(version.simulations_number)
+    statistics, problem = _statistics(layout, version, samples)
     return DatasetFacts(
         config=config,
         version=version,
@@ -344,7 +356,8 @@ def gather(
         simulations=attempts.unique("simulation", keep="last", maintain_order=True).sort("simulation"),
         parameters=_parameter_names(config),
         n_parameters=_parameter_count(layout, samples["path"][0]),
-        statistics=_statistics(layout, samples),
+        statistics=statistics,
+        statistics_problem=problem,
         n_replaced=_replaced(manifest, version, samples),
         publication=publication,
         published_at=published_at,
@@ -366,15 +379,19 @@ def _parameter_count(layout: DatasetLayout, path: str) -> int | None:
         return None
 
 
-def _statistics(layout: DatasetLayout, samples: pl.DataFrame) -> NormalizationStats | None:
-    """Return the normalization statistics that lie beside the samples, if they are of such samples."""
-    if not all((layout.statistics_folder / name).exists() for name, _ in STATISTICS_FILES.values()):
-        return None
+def _statistics(
+    layout: DatasetLayout, version: DatasetVersion, samples: pl.DataFrame
+) -> tuple[NormalizationStats | None, str]:
+    """Return the normalization statistics that lie beside the samples, or why they are not of these."""
+    if not any((layout.statistics_folder / statistics_file(channel)).exists() for channel in TARGET_CHANNELS):
+        return None, ""
     try:
         stats = read_statistics(layout.statistics_folder)
-    except StatisticsError:
-        return None
-    return stats if stats.config_digest in samples["config_digest"] else None
+        if stats.config_digest not in samples["config_digest"]:
+            stats.require(DatasetIdentity(samples["config_digest"][0], layout.set_name, version.number))
+    except (StatisticsError, NormalizationMismatchError) as error:
+        return None, str(error)
+    return stats, ""
 
 
 def _replaced(manifest: Manifest, version: DatasetVersion, samples: pl.DataFrame) -> int:

@@ -328,7 +328,7 @@ def _array(facts: DatasetFacts, array: Array) -> Json:
 
 
 def _what(found: ChannelStatistics) -> str:
-    return f"log10(x + 1) of {found.name}, over all pixels of the train split"
+    return f"{found.transform} of {found.name}, over all pixels of the train split"
 
 
 def _statistic(identity: str, of: str, kind: str, value: Any) -> Json:

@@ -133,11 +133,11 @@ def _statistics(facts: DatasetFacts) -> str:
         rows.append((f"`{name}`", *(f"{number:.4g}" for number in numbers)))
     text = "Over all samples, in Msun/h:\n\n" + _table(("column", "minimum", "median", "maximum", "mean"), rows)
     if facts.statistics is not None:
-        maps = [(found.name, f"{found.mean:.6f}", f"{found.std:.6f}") for found in facts.channels]
+        maps = [(found.name, found.transform, f"{found.mean:.6f}", f"{found.std:.6f}") for found in facts.channels]
         text += (
-            f"\n\nOf log10(x + 1), over all pixels of {facts.statistics.n_samples:,} samples of the train split "
-            f"(manifest version {facts.statistics.manifest_version}); models see (log10(x + 1) - mean) / deviation:\n\n"
-            + _table(("map", "mean", "standard deviation"), maps)
+            f"\n\nOf each map's transformed values, over all pixels of {facts.statistics.n_samples:,} samples of the "
+            f"train split (manifest version {facts.statistics.manifest_version}); models see (transform - mean) / "
+            "deviation:\n\n" + _table(("map", "transform", "mean", "standard deviation"), maps)
         )
     return text
 

@@ -8,6 +8,7 @@ import getpass
 import os
 import socket
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,10 +18,11 @@ from typing import Any
 import polars as pl
 
 from bind_core.config import DatasetConfig
-from bind_core.errors import BindDataError
+from bind_core.errors import BindDataError, ConfigurationError
 from storage.columns import SAMPLES, SIMULATIONS, ManifestError, TableForm
 from storage.commits import ManifestVersion, version_of
 from storage.compaction import keep_compact
+from storage.declared_transforms import other_transforms, with_transforms_of
 from storage.faults import Step, passing
 from storage.files import one_at_a_time, sha256_of, write_bytes
 from storage.layout import DatasetLayout
@@ -339,6 +341,9 @@ class Manifest:
             return
         text = self.config.to_yaml().encode()
         path = self.layout.configuration_file
+        if path.exists() and path.read_bytes() != text:
+            with suppress(ConfigurationError):  # one that cannot be read is replaced
+                text = with_transforms_of(DatasetConfig.from_yaml(path), self.config).to_yaml().encode()
         if not path.exists() or path.read_bytes() != text:
             write_bytes(path, text)
 
@@ -361,7 +366,7 @@ def open_dataset(layout: DatasetLayout, config: DatasetConfig, *, refresh: bool 
     Raises
     ------
     ConfigurationMismatchError
-        If the data set was made with other settings that decide what is in a sample.
+        If the data set was made with other settings that decide what is in a sample, or declares other transforms.
     ConfigurationError
         If the recorded configuration cannot be read.
     """
@@ -369,6 +374,8 @@ def open_dataset(layout: DatasetLayout, config: DatasetConfig, *, refresh: bool 
     recorded = recorded_configuration(layout.root)
     if recorded is not None and recorded.digest != config.digest and not refresh:
         raise ConfigurationMismatchError(_differences(layout, recorded.content, config.content))
+    if recorded is not None and (problem := other_transforms(layout, recorded, config)):
+        raise ConfigurationMismatchError(problem)
     if recorded is None and manifest.exists() and not refresh:
         digests = manifest.simulations()["config_digest"].unique().to_list()
         if digests != [config.digest]:

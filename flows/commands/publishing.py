@@ -29,26 +29,33 @@ def normalize(
     output: Annotated[Path | None, typer.Option(help="Folder for the files; by default the data set's data/.")] = None,
     version: VersionOption = None,
     at: AtOption = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads that read.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="Threads that read and compute.")] = 2,
+    quantiles: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CHANNEL", help="Channel that gets a table of quantiles, e.g. stars; may be repeated."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compute the normalization statistics of the train split and write the three `*_normalization_stats.npz`."""
+    """Compute the normalization statistics of the train split and write the `*_normalization_stats.npz`."""
     with errors_explained():
         from storage.manifest import layout_at
         from storage.statistics import compute_statistics, write_statistics
 
         layout = layout_at(dataset)
         meant = version_asked(layout, version, at)
-        stats = compute_statistics(layout, version=None if meant is None else meant.number, threads=threads)
+        stats = compute_statistics(
+            layout, version=None if meant is None else meant.number, threads=threads, quantiles=quantiles or ()
+        )
         folder = output or layout.statistics_folder
         with writing(folder):
             files = write_statistics(stats, folder)
     if as_json:
         print_json({"files": [str(file) for file in files], "n_samples": stats.n_samples, "maps": stats.as_rows()})
         return
-    table = Table("map", "mean of log10(x + 1)", "standard deviation")
+    table = Table("map", "transform", "mean", "standard deviation", "quantiles")
     for row in stats.as_rows():
-        table.add_row(str(row["map"]), f"{row['mean']:.6f}", f"{row['std']:.6f}")
+        numbers = (f"{row['mean']:.6f}", f"{row['std']:.6f}", str(row["quantiles"] or "-"))
+        table.add_row(str(row["map"]), str(row["transform"]), *numbers)
     console.print(table)
     console.print(f"From {stats.n_samples:,} samples of the train split:")
     for file in files:

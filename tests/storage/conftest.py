@@ -146,3 +146,8 @@ def make_sample() -> Callable[..., Sample]:
 @pytest.fixture
 def same() -> Callable[[Sample, Sample], bool]:
     return same_arrays
+
+
+@pytest.fixture(scope="session")
+def six_samples() -> list[Sample]:
+    return [clustered_sample(seed) for seed in range(6)]

@@ -15,7 +15,8 @@ from etils import epath
 from mlcroissant._src.operation_graph.operations import FilterFiles, LocalDirectory
 
 from bind_core.config import RotationPolicy, Stratum
-from bind_core.normalization import NormalizationStats, ZScore
+from bind_core.normalization import ChannelStats, NormalizationStats
+from bind_core.sample import TARGET_CHANNELS
 from storage.card import Card, write_card
 from storage.card_facts import CardError, Publication
 from storage.columns import SAMPLES, SIMULATIONS
@@ -35,9 +36,13 @@ def filled(dataset):
     """Return a data set of three simulations, one of them in test, with statistics."""
     dataset.commit("SB35_0", "SB35_1")
     dataset.commit("SB35_2", split="test")
-    score = ZScore(7.0, 2.0)
     stats = NormalizationStats(
-        ZScore(8.5, 1.5), (score, score, score), score, score, score, 1, dataset.config.digest, 4
+        condition=ChannelStats(8.5, 1.5),
+        large_scale=(ChannelStats(7.0, 2.0),) * 3,
+        target=dict.fromkeys(TARGET_CHANNELS, ChannelStats(7.0, 2.0)),
+        manifest_version=1,
+        config_digest=dataset.config.digest,
+        n_samples=4,
     )
     write_statistics(stats, dataset.layout.statistics_folder)
     return dataset
