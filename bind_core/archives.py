@@ -4,6 +4,7 @@
 """
 
 import io
+import reprlib
 import struct
 import tokenize
 import zipfile
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from bind_core.errors import BindDataError
 
+_LONGEST_NAME = 200
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _DEFLATE_MAX_RATIO = 1040
 """Deflate stores 258 bytes in two bits at the best, 1032 to 1; the rest allows for small members."""
@@ -72,6 +74,10 @@ def decode_arrays(content: bytes, path: Path) -> dict[str, NDArray]:
             if sum(member.compress_size for member in members) > len(content):
                 raise ArchiveError(f"{path}: its members overlap. The file was tampered with; make it again.")
             for member in members:
+                if len(member.filename) > _LONGEST_NAME:
+                    raise ArchiveError(
+                        f"{path}: a member's name has {len(member.filename):,} characters. Make it again."
+                    )
                 name = member.filename.removesuffix(".npy")
                 if member.compress_type not in _COMPRESSIONS:
                     raise ArchiveError(
@@ -105,14 +111,14 @@ def _array(content: bytes, name: str, path: Path) -> NDArray:
     shape, fortran_order, dtype = read_header(stream)
     if dtype.hasobject:
         raise ArchiveError(
-            f"{path}: {name!r} holds pickled Python objects (dtype {dtype}); expected plain numbers or text. "
+            f"{path}: {name!r} holds pickled Python objects (dtype {reprlib.repr(dtype)}); expected plain numbers or text. "
             "It was not opened, because unpickling can run code."
         )
     expected = dtype.itemsize * int(np.prod([int(extent) for extent in shape], dtype=object))
     found = len(content) - stream.tell()
     if expected != found or any(extent < 0 for extent in shape):
         raise ArchiveError(
-            f"{path}: {name!r} claims shape {shape} of {dtype}, which is {expected:,} bytes, but {found:,} are there. "
+            f"{path}: {name!r} claims shape {reprlib.repr(shape)} of {reprlib.repr(dtype)}, which is {expected:,} bytes, but {found:,} are there. "
             "The file is damaged; make it again."
         )
     flat = np.frombuffer(content, dtype=dtype, offset=stream.tell()) if found else np.empty(0, dtype)

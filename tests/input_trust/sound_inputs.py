@@ -12,17 +12,16 @@ import polars as pl
 from bind_core.config import DatasetConfig
 from bind_core.halos import Halo
 from bind_core.inference import HaloCondition
-from bind_core.normalization import NormalizationStats, ZScore
 from bind_core.plan import BlockPlan, SimulationPlan, Target
 from bind_core.sample import Sample
 from bind_core.splits import Split
+from storage.archives import encode_arrays
 from storage.conditions import write_conditions
 from storage.layout import DatasetLayout
 from storage.mock_suite import CatalogueLayout, Compression, MockFormat, SnapshotLayout, write_mock_suite
 from storage.results import SampleRecord, SimulationResult
 from storage.samples import write_sample
 from storage.shards import IDENTITY_FILE, PackFormat, PackIdentity
-from storage.statistics import write_statistics
 from storage.tags import new_tag, write_tag
 
 
@@ -44,11 +43,7 @@ def write_sound_inputs(folder: Path) -> None:
     file = write_sample(folder / "sample.npz", sample)
     row = {"path": "sample.npz", "split": "train", "config_digest": config.digest, "halo_mass": 2e13}
     pl.DataFrame([row]).write_parquet(folder / "samples.parquet")
-    score = ZScore(9.0, 1.5)
-    (folder / "statistics").mkdir()
-    write_statistics(
-        NormalizationStats(score, (score,) * 3, score, score, score, 3, config.digest, 40), folder / "statistics"
-    )
+    _write_statistics(folder / "statistics", config.digest)
     layout = DatasetLayout(folder, "SB35")
     described = {"version": 3, "simulations_version": 3, "committed_at": datetime(2026, 11, 1, 12, tzinfo=UTC)}
     tag = new_tag("first", "a note", **described, samples=40, config_digests=(config.digest,))
@@ -66,6 +61,22 @@ def write_sound_inputs(folder: Path) -> None:
     (folder / "plan.json").write_text(plan.to_json())
     record = SampleRecord(target.sample_id, "sample.npz", file.bytes, file.sha256, sample.map_masses(config.windows))
     (folder / "result.json").write_text(SimulationResult("SB35_0", (record,), seconds={"read": 1.0}).to_json())
+
+
+def _write_statistics(folder: Path, config_digest: str) -> None:
+    """Write the three files with the keys of all their readers."""
+    folder.mkdir()
+    for file, prefix in (("dark_matter", "dm"), ("gas", "gas"), ("stellar", "star")):
+        arrays = {
+            **{f"{name}_mag_mean": np.float64(9.0) for name in (prefix, "input")},
+            **{f"{name}_mag_std": np.float64(1.5) for name in (prefix, "input")},
+            "large_scale_mag_mean": np.full(3, 9.0),
+            "large_scale_mag_std": np.full(3, 1.5),
+            "manifest_version": np.int64(3),
+            "config_digest": np.str_(config_digest),
+            "n_samples": np.int64(40),
+        }
+        (folder / f"{file}_normalization_stats.npz").write_bytes(encode_arrays(arrays))
 
 
 def _write_simulations(folder: Path) -> None:
