@@ -3,10 +3,10 @@
 Imports torch only to learn which worker it runs in, and does without it.
 """
 
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, Self
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from bind_core.archives import ArchiveError, decode_arrays
 from bind_core.errors import BindDataError
-from bind_core.normalization import NormalizationStats, normalize
-from bind_core.sample import Sample
+from bind_core.normalization import DatasetIdentity, NormalizationStats, normalize
+from bind_core.sample import CHANNELS_KEY, Sample
 from bind_core.shard_files import ShardedArray
 from bind_core.splits import Split
 
@@ -28,6 +28,7 @@ Arrays = dict[str, NDArray]
 _MAPS = ("condition", "target", "large_scale")
 _ARRAYS = "samples.zarr"
 _ROWS = "samples.parquet"
+_PACK = "pack.json"
 
 
 class DatasetError(BindDataError):
@@ -39,6 +40,8 @@ class Reader(Protocol):
 
     rows: pl.DataFrame
     """A row of the manifest for each sample, in order."""
+    manifest_version: int | None
+    """Version of the manifest that the rows are of; None if it is not known."""
 
     def read(self, numbers: Sequence[int]) -> list[Arrays]:
         """Return samples by their numbers, counted from 0 in the order of the rows."""
@@ -54,6 +57,8 @@ class FileReader:
     rows : DataFrame, optional
         Rows of its table ``samples``, at least ``path``, ``split`` and ``config_digest``; by default those of
         ``samples.parquet``, which `bind-data card` writes.
+    manifest_version : int, optional
+        Version of the manifest that the rows are of, if it is known.
 
     Raises
     ------
@@ -61,8 +66,9 @@ class FileReader:
         If there is no such file.
     """
 
-    def __init__(self, root: Path, rows: pl.DataFrame | None = None) -> None:
+    def __init__(self, root: Path, rows: pl.DataFrame | None = None, manifest_version: int | None = None) -> None:
         self.root = Path(root)
+        self.manifest_version = manifest_version
         self.rows = _read_rows(self.root, "bind-data card") if rows is None else rows
         self._paths = _paths_below(self.root, self.rows)
 
@@ -97,6 +103,7 @@ class ShardReader:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self.rows = _read_rows(self.folder, "bind-data pack")
+        self.manifest_version = _packed_version(self.folder)
 
     def read(self, numbers: Sequence[int]) -> list[Arrays]:
         """Return samples by their numbers."""
@@ -107,7 +114,7 @@ class ShardReader:
             for array in self._arrays.values():
                 array.announce(in_order)
             for position, number in zip(order, in_order, strict=True):
-                samples[position] = {name: array.read(number) for name, array in self._arrays.items()}
+                samples[position] = {name: array.read(number) for name, array in self._arrays.items()} | self._channels
         except (OSError, ValueError, RuntimeError) as error:
             raise DatasetError(
                 f"Cannot read the pack {self.folder}: {error}. `bind-data pack --verify` says what is damaged; remove "
@@ -117,11 +124,17 @@ class ShardReader:
 
     @cached_property
     def _arrays(self) -> dict[str, ShardedArray]:
-        return {field.name: ShardedArray(self.folder / _ARRAYS / field.name) for field in fields(Sample)}
+        return {name: ShardedArray(self.folder / _ARRAYS / name) for name in Sample.numbers()}
+
+    @cached_property
+    def _channels(self) -> Arrays:
+        """The names of the target's channels, where there are more than those of every sample."""
+        names = self._arrays["target"].attributes.get(CHANNELS_KEY)
+        return {} if names is None else {CHANNELS_KEY: np.array(names, dtype=np.str_)}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is open, for workers that are spawned."""
-        return {name: value for name, value in self.__dict__.items() if name != "_arrays"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_arrays", "_channels")}
 
 
 class Augmentation:
@@ -186,24 +199,27 @@ class Normalized:
     Parameters
     ----------
     stats : NormalizationStats
-        Of the data set that the model is trained on.
-    config_digest : str
-        Digest of the configuration that the samples were made with.
+        Of the data set that the model is trained on; with `NormalizationStats.by_quantiles`, by its tables.
+    identity : DatasetIdentity or str
+        Of the data set that the samples are of, or the digest of its configuration.
+    force : bool
+        Accept statistics of another configuration.
 
     Raises
     ------
     NormalizationMismatchError
-        If the statistics are of another configuration.
+        If the statistics are of another configuration; when called, if a sample has other maps.
     """
 
-    def __init__(self, stats: NormalizationStats, config_digest: str) -> None:
-        stats.require(config_digest)
+    def __init__(self, stats: NormalizationStats, identity: DatasetIdentity | str, *, force: bool = False) -> None:
+        stats.require(identity, force=force)
         self.stats = stats
-        self.config_digest = config_digest
+        self.identity = DatasetIdentity.of(identity)
+        self.force = force
 
     def __call__(self, sample: Arrays) -> Arrays:
         """Return a sample with its maps normalized."""
-        seen = normalize(Sample.from_arrays(sample), self.stats, self.config_digest)
+        seen = normalize(Sample.from_arrays(sample), self.stats, self.identity, force=self.force)
         return sample | {"condition": seen.condition, "target": seen.target, "large_scale": seen.large_scale}
 
 
@@ -271,11 +287,42 @@ class SampleDataset:
             raise DatasetError(f"The samples are of {len(digests)} configurations: {', '.join(digests)}.")
         return str(digests[0])
 
-    def normalized(self, stats: NormalizationStats) -> Self:
-        """Return the same samples with normalized maps; refused if the statistics are of another configuration."""
+    @property
+    def identity(self) -> DatasetIdentity:
+        """The data set that the samples are of, as far as their rows and their reader say.
+
+        Raises
+        ------
+        DatasetError
+            If the samples are of several configurations.
+        """
+        set_name = str(self.rows["simulation"][0]).rpartition("_")[0] if "simulation" in self.rows.columns else ""
+        return DatasetIdentity(self.config_digest, set_name, self.reader.manifest_version)
+
+    def normalized(self, stats: NormalizationStats, *, force: bool = False) -> Self:
+        """Return the same samples with normalized maps.
+
+        Parameters
+        ----------
+        stats : NormalizationStats
+            Of the data set that the model is trained on.
+        force : bool
+            Accept statistics of another configuration.
+
+        Raises
+        ------
+        NormalizationMismatchError
+            If the statistics are of another configuration.
+        """
         other = type(self).__new__(type(self))
-        other.__dict__ = self.__dict__ | {"transform": Normalized(stats, self.config_digest)}
+        other.__dict__ = self.__dict__ | {"transform": Normalized(stats, self.identity, force=force)}
         return other
+
+    @property
+    def target_channels(self) -> tuple[str, ...]:
+        """What the channels of the samples' ``target`` are called, as the first sample says."""
+        (first,) = self.reader.read(self._numbers[:1])
+        return Sample.from_arrays(first).target_channels
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -292,7 +339,9 @@ class SampleDataset:
     def _finished(self, sample: Arrays) -> Mapping[str, Any]:
         if self.augmentation is not None:
             sample = self.augmentation(sample)
-        return sample if self.transform is None else self.transform(sample)
+        finished = sample if self.transform is None else self.transform(sample)
+        # Names of channels are text, which no batch can hold.
+        return {name: value for name, value in finished.items() if name != CHANNELS_KEY}
 
 
 def _read_rows(folder: Path, command: str) -> pl.DataFrame:
@@ -302,6 +351,15 @@ def _read_rows(folder: Path, command: str) -> pl.DataFrame:
         raise DatasetError(
             f"Cannot read {folder / _ROWS}, the rows of the samples: {error}. `{command}` writes it."
         ) from error
+
+
+def _packed_version(folder: Path) -> int | None:
+    """Return the version of the manifest that a pack is of, if it says so."""
+    try:
+        version = json.loads((folder / _PACK).read_bytes())["version"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return version if isinstance(version, int) else None
 
 
 def _paths_below(root: Path, rows: pl.DataFrame) -> list[str]:

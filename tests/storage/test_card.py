@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import json
 import re
@@ -20,7 +21,7 @@ from bind_core.sample import TARGET_CHANNELS
 from storage.card import Card, write_card
 from storage.card_facts import CardError, Publication
 from storage.columns import SAMPLES, SIMULATIONS
-from storage.statistics import write_statistics
+from storage.statistics import read_statistics, write_statistics
 from storage.versions import resolve_version, tag_version
 
 TODAY = datetime(2026, 11, 24, tzinfo=UTC)
@@ -184,6 +185,17 @@ def test_statistics_are_annotations(filled) -> None:
         "sample_arrays/condition/std": 1.5,
     }
     assert len(arrays["target"]["annotation"]) == len(arrays["large_scale"]["annotation"]) == 6
+
+
+def test_statistics_of_another_data_set_are_told(filled) -> None:
+    """Statistics that lie beside the samples and are of others are a limit that names both, not numbers of the card."""
+    stats = read_statistics(filled.layout.statistics_folder)
+    write_statistics(dataclasses.replace(stats, config_digest="f" * 64, set_name="CV"), filled.layout.statistics_folder)
+    facts = card_of(filled).facts
+    assert facts.channels == []
+    (limit,) = [line for line in facts.limits if "statistics" in line]
+    assert f"configuration {'f' * 12}…, set CV, manifest version 1" in limit
+    assert f"configuration {filled.config.digest[:12]}…, set SB35, manifest version 1" in limit
 
 
 def test_provenance_is_told(filled) -> None:

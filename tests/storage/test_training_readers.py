@@ -1,5 +1,6 @@
 """The two readers for training, on what a data set and its pack hold."""
 
+import dataclasses
 import multiprocessing
 import pickle
 from concurrent.futures import ProcessPoolExecutor
@@ -57,8 +58,29 @@ def test_normalized_samples_are_what_a_model_sees(dataset, readers) -> None:
         assert np.array_equal(seen[3]["target"], expected.target)
         assert np.array_equal(seen[3]["condition"], expected.condition)
         assert np.array_equal(seen[3]["large_scale"], expected.large_scale)
-    with pytest.raises(NormalizationMismatchError, match=f"{'f' * 12}.*|{stats.config_digest[:12]}"):
-        Normalized(stats, "f" * 64)
+
+
+def test_statistics_of_another_data_set_are_refused_with_both(dataset, readers) -> None:
+    """The refusal names digest, set and manifest version of the statistics and of the samples; force overrides it."""
+    files, shards = readers
+    stats = dataclasses.replace(
+        compute_statistics(dataset.layout), config_digest="f" * 64, set_name="CV", manifest_version=77
+    )
+    of_statistics = f"configuration {'f' * 12}…, set CV, manifest version 77"
+    digest = f"configuration {dataset.config.digest[:12]}…, set SB35"
+    for reader, version in (
+        (files, "(unknown)"),
+        (FileReader(dataset.root, files.rows, manifest_version=1), "1"),
+        (shards, "1"),
+    ):
+        samples = SampleDataset(reader)
+        with pytest.raises(NormalizationMismatchError) as caught:
+            samples.normalized(stats)
+        assert of_statistics in str(caught.value)
+        assert f"the maps at hand are of {digest}, manifest version {version}." in str(caught.value)
+        assert samples.normalized(stats, force=True)[0]["target"].shape == (3, 16, 16)
+    with pytest.raises(NormalizationMismatchError, match=r"set \(unknown\)"):
+        Normalized(stats, dataset.config.digest)
 
 
 def first_and_draws(samples: SampleDataset) -> tuple[bytes, bytes]:
