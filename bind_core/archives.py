@@ -111,15 +111,15 @@ def _array(content: bytes, name: str, path: Path) -> NDArray:
     shape, fortran_order, dtype = read_header(stream)
     if dtype.hasobject:
         raise ArchiveError(
-            f"{path}: {name!r} holds pickled Python objects (dtype {reprlib.repr(dtype)}); expected plain numbers or text. "
-            "It was not opened, because unpickling can run code."
+            f"{path}: {name!r} holds pickled Python objects (dtype {reprlib.repr(dtype)}); expected plain numbers or "
+            "text. It was not opened, because unpickling can run code."
         )
     expected = dtype.itemsize * int(np.prod([int(extent) for extent in shape], dtype=object))
     found = len(content) - stream.tell()
     if expected != found or any(extent < 0 for extent in shape):
         raise ArchiveError(
-            f"{path}: {name!r} claims shape {reprlib.repr(shape)} of {reprlib.repr(dtype)}, which is {expected:,} bytes, but {found:,} are there. "
-            "The file is damaged; make it again."
+            f"{path}: {name!r} claims shape {reprlib.repr(shape)} of {reprlib.repr(dtype)}, which is "
+            f"{reprlib.repr(expected)} bytes, but {found:,} are there. The file is damaged; make it again."
         )
     flat = np.frombuffer(content, dtype=dtype, offset=stream.tell()) if found else np.empty(0, dtype)
     return flat.reshape(shape, order="F" if fortran_order else "C").copy()
