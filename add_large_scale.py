@@ -47,6 +47,7 @@ def argument_parser() -> argparse.ArgumentParser:
         default=Orientation.AUTO.value,
         help="whence orientations are known: the file, the older generator's seed formula, or the file's name [auto]",
     )
+    parser.add_argument("--threads", type=int, default=2, help="threads that project and write [2]")
     parser.add_argument("--rebuild", action="store_true", help="make the maps of samples anew that have them")
     return parser
 
@@ -87,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             orientation=Orientation(options.rotation),
             projections=options.projections,
             rebuild=options.rebuild,
+            threads=options.threads,
             progress=lambda simulation, samples: print(f"simulation {simulation}: {samples:,} samples", flush=True),
         )
     except BindDataError as error:

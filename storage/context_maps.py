@@ -4,8 +4,9 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from bind_core.suite import InputFiles, find_simulation, natural_order
 from storage.archives import ArchiveError, decode_arrays, encode_arrays
 from storage.faults import Step, passing
 from storage.files import remove_stale_temporaries, write_bytes
+from storage.in_order import map_in_order
 from storage.layout import DatasetLayout
 from storage.manifest import Manifest
 from storage.samples import CONTRACT
@@ -76,6 +78,7 @@ def add_context_maps(
     orientation: Orientation = Orientation.AUTO,
     projections: Path | None = None,
     rebuild: bool = False,
+    threads: int = 1,
     progress: Callable[[str, int], None] = lambda simulation, samples: None,
 ) -> ContextReport:
     """Add the context maps of a configuration to all samples below its ``output_root`` that lack them.
@@ -94,6 +97,8 @@ def add_context_maps(
         pixel: axis-aligned samples are cut out of these instead of projected from the snapshot.
     rebuild : bool
         Make the maps of samples anew that have them.
+    threads : int
+        Threads that project, compress and write; samples come out the same with any number.
     progress : callable
         Called with a simulation and its number of samples before they are worked on.
 
@@ -122,13 +127,25 @@ def add_context_maps(
         work = _Simulation(config, simulation, orientation, projections)
         for folder in {path.parent for path, _ in samples}:
             remove_stale_temporaries(folder)
-        for path, name in samples:
-            try:
-                report.outcomes[_add(path, name, work, rebuild, recorded)] += 1
+        add = partial(_added, work=work, rebuild=rebuild, recorded=recorded)
+        for outcome in map_in_order(add, samples, threads, ahead=threads):
+            if isinstance(outcome, Outcome):
+                report.outcomes[outcome] += 1
                 passing(Step.WITHIN_CONTEXT_MAPS)
-            except (ContextError, ConfigurationError, SnapshotError, CatalogueError, ArchiveError) as error:
-                report.problems.append(f"{path}: {error}")
+            else:
+                report.problems.append(outcome)
     return report
+
+
+def _added(
+    sample: tuple[Path, SampleName], work: "_Simulation", rebuild: bool, recorded: dict[Path, str]
+) -> Outcome | str:
+    """Return what became of a sample, or why it could not be done."""
+    path, name = sample
+    try:
+        return _add(path, name, work, rebuild, recorded)
+    except (ContextError, ConfigurationError, SnapshotError, CatalogueError, ArchiveError) as error:
+        return f"{path}: {error}"
 
 
 def _add(path: Path, name: SampleName, work: "_Simulation", rebuild: bool, recorded: dict[Path, str]) -> Outcome:
@@ -154,7 +171,7 @@ def _add(path: Path, name: SampleName, work: "_Simulation", rebuild: bool, recor
 
 
 class _Simulation:
-    """One simulation, of which nothing is read before it is needed, and everything once."""
+    """One simulation, of which nothing is read before it is needed, and everything once, for all threads."""
 
     def __init__(
         self, config: DatasetConfig, simulation: str, orientation: Orientation, projections: Path | None
@@ -165,22 +182,26 @@ class _Simulation:
         self.orientation = orientation
         self.projections = projections
         self._projections: dict[str, NDArray] = {}
+        self._reading = Lock()
 
     def maps(self, name: SampleName, arrays: Arrays) -> NDArray[np.float32]:
         """Return the context maps of a sample."""
         if "condition" not in arrays:
             raise ContextError("it has no key 'condition', by which the number of pixels is known.")
         windows = replace(self.config.windows, resolution=len(arrays["condition"]))
-        center = self._center(name, arrays)
         if name.axes is not None and self.projections is not None:
-            in_plane = (AXES[name.axes] @ center)[:2]
-            projection = self._projection(name.axes, self.projections)
+            with self._reading:
+                in_plane = (AXES[name.axes] @ self._center(name, arrays))[:2]
+                projection = self._projection(name.axes, self.projections)
+                box_size = self._box_size
             try:
-                return context_from_projection(projection, in_plane, self._box_size, windows)
+                return context_from_projection(projection, in_plane, box_size, windows)
             except ValueError as error:
                 raise ContextError(f"the projection {name.axes} of {self.name} cannot be used: {error}.") from error
-        rotation = self._rotation(name, arrays)
-        return input_maps(self._particles, center, rotation, windows, self.config.backend)[1:]
+        with self._reading:
+            center, rotation = self._center(name, arrays), self._rotation(name, arrays)
+            particles = self._particles
+        return input_maps(particles, center, rotation, windows, self.config.backend)[1:]
 
     def _center(self, name: SampleName, arrays: Arrays) -> NDArray[np.float64]:
         if "halo_center" in arrays:

@@ -1,23 +1,24 @@
 """The samples that rows of the manifest describe, each held against its digest before it is used."""
 
 import hashlib
-import itertools
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import TypeVar
 
 import polars as pl
 
 from bind_core.errors import BindDataError
 from bind_core.sample import Sample
+from storage.in_order import map_in_order
 from storage.layout import DatasetLayout
 from storage.samples import decode_sample
 
 Result = TypeVar("Result")
 
 _READ_AHEAD = 256
-"""Samples that are handed to the threads at once; bounds what waits in memory."""
+"""Samples that threads read before they are asked for; bounds what waits in memory."""
 
 
 class RecordedSampleError(BindDataError):
@@ -31,7 +32,19 @@ class RecordedSample:
     sample_id: str
     content: bytes
     """The whole file."""
-    sample: Sample
+    path: Path
+    """Where it was read."""
+
+    @cached_property
+    def sample(self) -> Sample:
+        """What the file holds, decoded when it is first asked for.
+
+        Raises
+        ------
+        SampleError
+            If it cannot be read as a sample.
+        """
+        return decode_sample(self.content, self.path)
 
 
 def map_recorded(
@@ -55,16 +68,14 @@ def map_recorded(
     RecordedSampleError
         If a file is missing or differs from what was recorded.
     SampleError
-        If a file cannot be read as a sample.
+        If a file is asked for its sample, in the thread, and cannot be read as one.
     """
 
     def of_row(row: tuple[str, str, str]) -> Result:
         return work(_read(layout, *row))
 
     columns = rows.select("sample_id", "path", "sha256").iter_rows()
-    with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
-        while chunk := list(itertools.islice(columns, _READ_AHEAD)):
-            yield from pool.map(of_row, chunk)
+    return map_in_order(of_row, columns, threads, _READ_AHEAD)
 
 
 def _read(layout: DatasetLayout, sample_id: str, relative: str, sha256: str) -> RecordedSample:
@@ -78,7 +89,7 @@ def _read(layout: DatasetLayout, sample_id: str, relative: str, sha256: str) -> 
             continue
         found = hashlib.sha256(content).hexdigest()
         if found == sha256:
-            return RecordedSample(sample_id, content, decode_sample(content, place))
+            return RecordedSample(sample_id, content, place)
         problem = problem or f"expected SHA-256 {sha256}, found {found}"
     raise RecordedSampleError(
         f"The file {path} of the sample {sample_id} is not the one that was recorded, nor was that kept: {problem}. "

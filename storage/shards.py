@@ -8,6 +8,7 @@ own, where a killed run is taken up again after the last file that was flushed t
 
 import hashlib
 import io
+import itertools
 import json
 import shutil
 import tarfile
@@ -24,6 +25,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from bind_core.errors import BindDataError
 from bind_core.records import RecordError, record_from_json
+from bind_core.sample import CHANNELS_KEY, TARGET_CHANNELS
 from storage.faults import Step, passing
 from storage.files import (
     flush_file,
@@ -166,17 +168,18 @@ def _make(
     unfinished = folder.with_name(f".{folder.name}{_UNFINISHED}")
     done = _files_done(unfinished, identity)
     writer: _Writer = (_Shards if identity.format is PackFormat.ZARR else _Tars)(unfinished, rows)
+    # Threads read the next file's samples while this one's are compressed and flushed.
+    samples = map_recorded(layout, rows[done * SAMPLES_PER_FILE :], writer.prepare, threads)
     for number in range(done, -(-rows.height // SAMPLES_PER_FILE)):
-        start = number * SAMPLES_PER_FILE
-        some = rows[start : start + SAMPLES_PER_FILE]
-        written = writer.write(number, list(map_recorded(layout, some, lambda recorded: recorded, threads)))
+        some = list(itertools.islice(samples, SAMPLES_PER_FILE))
+        written = writer.write(number, some)
         for path in written:
             flush_file(path)
             flush_folder(path.parent)
         passing(Step.WITHIN_PACKING)
         write_bytes(unfinished / _DONE_FILE, json.dumps(number + 1).encode())
         if progress is not None:
-            progress(start + some.height, rows.height)
+            progress(number * SAMPLES_PER_FILE + len(some), rows.height)
     _finish(unfinished, folder, rows)
 
 
@@ -239,6 +242,9 @@ def read_identity(folder: Path) -> PackIdentity:
 class _Writer(Protocol):
     """Writes the files of a pack."""
 
+    def prepare(self, sample: RecordedSample) -> RecordedSample:
+        """Do with a sample, in a thread, what does not depend on others."""
+
     def write(self, number: int, samples: Sequence[RecordedSample]) -> list[Path]:
         """Write the samples of one shard or tar file; return the files that were written."""
 
@@ -250,22 +256,32 @@ class _Shards:
         self.folder = folder / ARRAYS
         self.n_samples = rows.height
 
+    def prepare(self, sample: RecordedSample) -> RecordedSample:
+        _ = sample.sample  # decoded here, in the thread
+        return sample
+
     def write(self, number: int, samples: Sequence[RecordedSample]) -> list[Path]:
         zarr.open_group(self.folder, mode="a", zarr_format=3)
         written = [self.folder / "zarr.json"]
         start = number * SAMPLES_PER_FILE
-        for key, example in samples[0].sample.arrays().items():
-            array = self._array(key, example)
+        first = samples[0].sample
+        arrays = first.arrays()
+        for key in CONTRACT:
+            example = arrays[key]
+            array = self._array(key, example, first.target_channels)
             array[start : start + len(samples)] = _stacked(key, array.shape[1:], samples)
             shard = Path("c", str(number), *["0"] * example.ndim)
             written += [self.folder / key / "zarr.json", self.folder / key / shard]
         return written
 
-    def _array(self, key: str, example: np.ndarray) -> "zarr.Array[Any]":
+    def _array(self, key: str, example: np.ndarray, channels: tuple[str, ...]) -> "zarr.Array[Any]":
         folder = self.folder / key
         if folder.exists():
             return zarr.open_array(folder, mode="r+")
         contract = CONTRACT[key]
+        attributes: dict[str, Any] = {"description": contract.description, "unit": contract.unit}
+        if key == "target" and channels != TARGET_CHANNELS:  # further ones have units of their own
+            attributes |= {CHANNELS_KEY: list(channels)}
         return zarr.create_array(
             folder,
             shape=(self.n_samples, *example.shape),
@@ -273,7 +289,7 @@ class _Shards:
             chunks=(1, *example.shape),
             shards=(SAMPLES_PER_FILE, *example.shape),
             compressors=_COMPRESSION,
-            attributes={"description": contract.description, "unit": contract.unit},
+            attributes=attributes,
             config={"write_empty_chunks": True},  # or a shard of zeros, such as stars that never formed, has no file
         )
 
@@ -284,6 +300,9 @@ class _Tars:
     def __init__(self, folder: Path, rows: pl.DataFrame) -> None:
         self.folder = folder
         self.rows = {row["sample_id"]: row for row in rows.iter_rows(named=True)}
+
+    def prepare(self, sample: RecordedSample) -> RecordedSample:
+        return sample
 
     def write(self, number: int, samples: Sequence[RecordedSample]) -> list[Path]:
         content = io.BytesIO()

@@ -177,7 +177,7 @@ def dying(path, content):
 context_maps.write_bytes = dying
 sys.path.insert(0, {str(PROGRAM.parent)!r})
 from add_large_scale import main
-main({["--samples", str(tmp_path), *bases(suite)]!r})
+main({["--samples", str(tmp_path), *bases(suite), "--threads", "1"]!r})
 """
     killed = subprocess.run(
         [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": str(PROGRAM.parent)}, timeout=300
