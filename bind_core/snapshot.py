@@ -215,7 +215,7 @@ def _masses(path: Path, values: NDArray) -> tuple[float, ...]:
 
 def _box_size(path: Path, values: NDArray) -> float:
     size = float(values[0]) / KPC_PER_MPC
-    if np.any(values != values[0]) or not 0 < size < np.finfo(np.float32).max:
+    if np.any(values != values[0]) or not 0 < size < float(np.finfo(np.float32).max):
         raise SnapshotError(
             f"{path}: Header attribute BoxSize should be one positive size (a cubic box) in ckpc/h, found "
             f"{values.tolist()}. The header is damaged: fetch the file again."

@@ -17,6 +17,13 @@ _SMALL_POSITIONS = 1 << 30
 _POSITIONS_RATIO = 100
 """Positions of particles differ in most of their bits: no compressor makes them 10 times smaller."""
 
+_FILTERS = {1: 1, 2: 1, 3: 0, 5: 0, 6: 0, 32000: 0, 32001: 4, 32004: 0, 32008: 3, 32015: 0, 32026: 4}
+"""Filters of a dataset that are read, by their registered numbers, with the least number of parameters of each.
+
+They are deflate, shuffle, checksum, N-bit, scale-offset, LZF, Blosc, LZ4, Bitshuffle, Zstandard and Blosc2. Not all of
+them look whether their parameters are there: without, Blosc takes the process down.
+"""
+
 
 class StoredDataError(Exception):
     """A file claims what it does not hold; says so as part of a sentence that begins with the file."""
@@ -98,6 +105,7 @@ def require_stored(dataset: h5py.Dataset, *, positions: bool = False) -> None:
             f"the numbers of {name} are in other files; expected them in this one. Fetch the file that has them, or "
             "copy them into one"
         )
+    _require_known_filters(dataset)
     stored = dataset.id.get_storage_size()
     if dataset.chunks:
         chunk = math.prod(dataset.chunks) * dataset.dtype.itemsize
@@ -123,3 +131,16 @@ def require_stored(dataset: h5py.Dataset, *, positions: bool = False) -> None:
             f"{name} claims {claimed:,} bytes of numbers with its shape {dataset.shape}, more than the "
             f"{min(stored, size):,} bytes that the file has of them can hold. It is damaged: fetch it again"
         )
+
+
+def _require_known_filters(dataset: h5py.Dataset) -> None:
+    properties = dataset.id.get_create_plist()
+    for position in range(properties.get_nfilters()):
+        number, _, parameters, name = properties.get_filter(position)
+        least = _FILTERS.get(number)
+        if least is None or len(parameters) < least:
+            what = "which is not read" if least is None else f"with {len(parameters)} of its {least} parameters or more"
+            raise StoredDataError(
+                f"{dataset.name} is stored by filter {number} ({name[:40]!r}), {what}. Fetch the file again, or "
+                "rewrite it with gzip (h5repack)"
+            )
