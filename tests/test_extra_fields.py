@@ -201,11 +201,12 @@ def test_audit_pack_and_pictures(made: DatasetConfig, samples: list[Sample]) -> 
     from_files = SampleDataset(FileReader(layout.root, Manifest(layout).samples()))
     from_pack = SampleDataset(ShardReader(packed.folder))
     assert from_files.target_channels == from_pack.target_channels == CHANNELS
-    for number, (one, other) in enumerate(zip(from_files, from_pack, strict=True)):
+    assert len(from_files) == len(from_pack) == len(samples)
+    for number, sample in enumerate(samples):
+        one, other = from_files[number], from_pack[number]
         assert one.keys() == other.keys() == set(Sample.numbers())
         assert all(np.array_equal(one[key], other[key]) for key in one)
-        if number < len(samples):
-            assert np.array_equal(one["target"], samples[number].target)
+        assert np.array_equal(one["target"], sample.target)
     picture = sheet_of_dataset(layout, made.windows)
     assert picture is not None and picture.startswith(b"\x89PNG")
 
