@@ -103,6 +103,18 @@ class ExtraField(BaseModel):
         """The settings that decide what is in a sample: all but the transform and the name of the unit."""
         return self.model_dump(mode="json", exclude={"transform", "unit"})
 
+    @property
+    def meaning(self) -> str:
+        """What a pixel of the channel holds, in words."""
+        field = self.field if self.component is None else f"{self.field}[:, {self.component}]"
+        weight = self.weight if self.field else ""
+        of = (field or self.weight or "number") + f" of {self.particle_type.value.replace('_', ' ')}"
+        if self.statistic is FieldStatistic.MEAN:
+            how = f"mean {of}, weighted with {weight}" if weight else f"mean {of}"
+        else:
+            how = f"sum of {of} times {weight}" if weight else f"sum of {of}"
+        return f"{self.name}: {how}" + (f", in {self.unit}" if self.unit else "")
+
 
 def names_differ(fields: tuple[ExtraField, ...]) -> tuple[ExtraField, ...]:
     """Return the fields.

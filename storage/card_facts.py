@@ -11,7 +11,7 @@ from bind_core.config import BlackHolePolicy, DatasetConfig, RotationPolicy, Sta
 from bind_core.errors import BindDataError, NormalizationMismatchError, ParameterTableError
 from bind_core.normalization import ChannelStats, DatasetIdentity, NormalizationStats
 from bind_core.parameters import find_parameter_file, read_parameter_table
-from bind_core.sample import TARGET_CHANNELS
+from bind_core.sample import CHANNELS_KEY, TARGET_CHANNELS
 from bind_core.splits import Split
 from storage.columns import SAMPLES, Column, SimulationStatus
 from storage.commits import ManifestVersion
@@ -137,12 +137,15 @@ class DatasetFacts:
         """What it is, in a few sentences."""
         windows = self.config.windows
         wider = ", ".join(f"{size:g}" for size in windows.context_sizes)
+        further = ", ".join(field.name.replace("_", " ") for field in self.config.extra_fields)
         return (
             f"Aligned maps of massive haloes in pairs of cosmological simulations: each universe was run twice, with "
             f"dark matter only and with gas, stars and black holes. A sample shows one halo in one orientation: the "
             f"dark matter of the dark-matter-only run {windows.native_size:g} Mpc/h around the halo"
             + (f" and in wider windows of {wider} Mpc/h" if wider else "")
-            + f", and, as targets, dark matter, gas and stars of the hydrodynamic run in the narrow window, all "
+            + ", and, as targets, dark matter, gas and stars"
+            + (f", and further fields ({further})" if further else "")
+            + " of the hydrodynamic run in the narrow window, all "
             f"projected along {windows.depth:g} Mpc/h on {windows.resolution} x {windows.resolution} pixels. "
             f"{self.samples.height:,} samples of {self.samples['simulation'].n_unique():,} simulations of set "
             f"{self.config.set_name}. Made to train models that paint baryons onto dark-matter-only simulations."
@@ -173,7 +176,7 @@ class DatasetFacts:
             "n_context": len(self.config.context_sizes),
             "n_params": self.n_parameters,
         }
-        return [
+        arrays = [
             Array(
                 name,
                 contract.dtype.__name__,
@@ -183,6 +186,20 @@ class DatasetFacts:
             )
             for name, contract in CONTRACT.items()
         ]
+        if not self.config.extra_fields:
+            return arrays
+        further = f" Then further fields, with units of their own: {self.further_channels}."
+        arrays = [
+            replace(array, description=array.description + further) if array.name == "target" else array
+            for array in arrays
+        ]
+        names = "Names of the channels of target, in their order."
+        return [*arrays, Array(CHANNELS_KEY, "str", (len(self.config.target_channels),), names, "")]
+
+    @property
+    def further_channels(self) -> str:
+        """What the channels after the three of every sample hold, in words."""
+        return "; ".join(field.meaning for field in self.config.extra_fields)
 
     @property
     def channels(self) -> list[ChannelStatistics]:

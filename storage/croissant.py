@@ -308,7 +308,8 @@ def _array(facts: DatasetFacts, array: Array) -> Json:
     description = array.description
     if array.name == "params" and facts.parameters:
         description += f" They are: {', '.join(facts.parameters)}."
-    field = _plain_field(identity, description, ["sc:Float", f"cr:{array.dtype.capitalize()}"], array.unit)
+    data_type = "sc:Text" if array.dtype == "str" else ["sc:Float", f"cr:{array.dtype.capitalize()}"]
+    field = _plain_field(identity, description, data_type, array.unit)
     if array.shape:
         shape = ",".join("-1" if extent is None else str(extent) for extent in array.shape)
         field |= {"isArray": True, "arrayShape": shape}

@@ -10,6 +10,7 @@ import polars as pl
 from bind_core.config import SplitPolicy
 from storage.card_facts import Array, DatasetFacts
 from storage.croissant import CardFile
+from storage.markdown import shown_cell, shown_code
 
 _WIDTH = 120
 
@@ -82,6 +83,7 @@ def _contents(facts: DatasetFacts) -> str:
 
 
 def _reading(facts: DatasetFacts, table: CardFile) -> str:
+    others = ", *others" if facts.config.extra_fields else ""
     return f"""In the folder of this file, with [numpy](https://numpy.org) and [polars](https://pola.rs):
 
 ```python
@@ -92,7 +94,7 @@ samples = pl.read_parquet("{table.path}")  # a row per sample
 row = samples.filter(pl.col("split") == "{next(iter(facts.split_counts))}").row(0, named=True)
 with np.load(row["path"]) as sample:
     condition = sample["condition"]  # the model's input: dark matter of the dark-matter-only run
-    dark_matter, gas, stars = sample["target"]  # what it is to paint: the hydrodynamic run
+    dark_matter, gas, stars{others} = sample["target"]  # what it is to paint: the hydrodynamic run
     wider = sample["large_scale"]  # the input's surroundings, one map per wider window
 
 print(row["sample_id"], f"M200c = {{row['halo_mass']:.3g}} Msun/h", condition.shape, wider.shape)
@@ -115,8 +117,11 @@ def _arrays(facts: DatasetFacts) -> str:
     unit. The native window is {windows.native_size:g} Mpc/h wide{wider}. Axis 0 is x', axis 1 is y' of the projected
     frame; the line of sight, z', is {windows.depth:g} Mpc/h deep. The halo sits on node ({middle}, {middle}).
     Masses are deposited cloud-in-cell, of all periodic images that a window needs."""
+    if facts.config.extra_fields:
+        text += f""" In `target`, after dark matter, gas and stars, there are channels with units of their own:
+        {facts.further_channels}. Datasets are in the units of the simulation's files, but for masses."""
     if facts.parameters:
-        text += f" `params` holds, in this order: {', '.join(f'`{name}`' for name in facts.parameters)}."
+        text += f" `params` holds, in this order: {', '.join(shown_code(name) for name in facts.parameters)}."
     return f"{_table(('array', 'shape', 'type', 'unit', 'what'), rows)}\n\n{_paragraph(text)}"
 
 
@@ -154,7 +159,7 @@ def _making(facts: DatasetFacts) -> str:
         )
         for row in facts.runs.iter_rows(named=True)
     ]
-    settings = [(f"`{name}`", f"`{value}`") for name, value in config.content.items()]
+    settings = [(shown_code(name), shown_code(value)) for name, value in config.content.items()]
     how = f"""For each halo, in each orientation, both runs were rotated about the halo's centre in the dark-matter-only
     run, projected and cut out, by `bind-data`. Orientations are drawn ({config.rotations.value}) from the root seed
     {config.root_seed}, the simulation's name, the halo and the number of the orientation: the same sample comes out the
@@ -185,15 +190,11 @@ def _files(facts: DatasetFacts, table: CardFile, others: Iterable[CardFile]) -> 
 
 def _table(heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     lines = [heading, ["---"] * len(heading), *rows]
-    return "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(shown_cell(value) for value in line) + " |" for line in lines)
 
 
 def _paragraph(text: str) -> str:
     return textwrap.fill(" ".join(text.split()), _WIDTH, break_long_words=False, break_on_hyphens=False)
-
-
-def _cell(value: object) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
 
 
 def _listed(lines: Iterable[str]) -> str:

@@ -326,6 +326,12 @@ def _check_settings(older: OlderDataset, config: DatasetConfig) -> None:
         raise ConfigurationError(
             f"rotations: {config.rotations.value}: the older generator's orientations are those of rotations: euler."
         )
+    if config.extra_fields:
+        raise ConfigurationError(
+            f"extra_fields: the older generator's samples have no channels but dark matter, gas and stars, and so no "
+            f"{', '.join(field.name for field in config.extra_fields)}. Import without, and make a data set of its own "
+            "with further fields."
+        )
     if len(config.strata) != 1:
         raise ConfigurationError(
             f"strata: the older generator numbered the haloes above one threshold, but there are {len(config.strata)} "

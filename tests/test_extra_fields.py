@@ -1,5 +1,6 @@
 """Further target channels, from the files of a real simulation to a data set that is audited, packed and read."""
 
+import json
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import mlcroissant
 import numpy as np
 import pytest
 from batch_runs import assert_same, digests, message_of, output, run, simulation_rows, statuses
@@ -21,6 +23,8 @@ from bind_core.sample import Sample
 from bind_core.suite import Role
 from storage.audit import audit
 from storage.audit_depth import Depth
+from storage.card import write_card
+from storage.card_facts import Publication
 from storage.gallery import sheet_of_dataset
 from storage.layout import DatasetLayout
 from storage.manifest import Manifest
@@ -209,6 +213,22 @@ def test_audit_pack_and_pictures(made: DatasetConfig, samples: list[Sample]) -> 
         assert np.array_equal(one["target"], sample.target)
     picture = sheet_of_dataset(layout, made.windows)
     assert picture is not None and picture.startswith(b"\x89PNG")
+
+
+def test_the_card_names_channels_and_units(made: DatasetConfig) -> None:
+    """The card says what each further channel is made of and in which unit, to people and to machines."""
+    layout = DatasetLayout(made.output_root, made.set_name)
+    write_card(layout, resolve_version(layout), Publication(), datetime.now(UTC))
+    metadata = json.loads((layout.root / "croissant.json").read_text())
+    assert mlcroissant.Dataset(jsonld=metadata).metadata.name
+    fields = {field["name"]: field for record in metadata["recordSet"] for field in record["field"]}
+    meaning = "gas_iron: sum of GFM_Metals[:, 8] of gas times Masses, in Msun/h of iron"
+    assert fields["target"]["arrayShape"] == "10,32,32"
+    assert meaning in fields["target"]["description"]
+    assert fields["target_channels"]["dataType"] == "sc:Text"
+    page = (layout.root / "DATASET.md").read_text()
+    assert meaning in " ".join(page.split())
+    assert "gas_energy: mean InternalEnergy of gas, weighted with Masses, in (km/s)^2" in " ".join(page.split())
 
 
 def nan_in_energy(file: h5py.File) -> None:
