@@ -41,6 +41,7 @@ from storage.files import write_bytes
 from storage.gallery import sheet_of_dataset
 from storage.layout import DatasetLayout
 from storage.manifest import Manifest, open_dataset
+from storage.markdown import shown_text
 from storage.preparation import prepare_root, with_absolute_paths
 from storage.recording import new_run_id
 from storage.replacement import staging_kept
@@ -178,11 +179,11 @@ class _Run:
     def execute(self) -> RunSummary:
         """Work through all blocks and say where every simulation stands."""
         manifest = open_dataset(self.layout, self.config, refresh=self.refresh)
+        manifest.finish_interrupted()
         workload: Workload = self._plan(manifest, self.remake or ())
         if workload.outstanding:
             passing(Step.AFTER_PLANNING)
             prepare_root(self.layout.root)
-            manifest.finish_interrupted()
             replaces = self.refresh or self.remake
             staging = staging_kept(self.layout, self.run_id) if replaces else nullcontext()
             with noted_signals() as self.signals, staging:
@@ -334,7 +335,7 @@ def _inline_picture(png: bytes) -> str:
 def _explanation(summary: RunSummary) -> str:
     lines = ["## What needs attention", ""]
     for simulation in summary.unsettled:
-        lines.append(f"- **{simulation.simulation}** is {simulation.status.value}")
+        lines.append(f"- **{shown_text(simulation.simulation)}** is {simulation.status.value}")
         messages = [finding.message for finding in simulation.findings] or [simulation.message]
-        lines += [f"    - {message}" for message in messages if message]
+        lines += [f"    - {shown_text(message)}" for message in messages if message]
     return "\n".join(lines)

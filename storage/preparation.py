@@ -10,6 +10,8 @@ from storage.files import StorageFullError, remove_stale_temporaries, write_byte
 PATH_SETTINGS = ("dmo_base", "hydro_base", "catalogue_base", "parameter_file", "output_root")
 
 _PROBE = ".writable"
+_PROBE_BYTES = 1 << 16
+"""Something, since a file without content can be made on a full disk."""
 
 
 def with_absolute_paths(config: DatasetConfig) -> DatasetConfig:
@@ -34,7 +36,7 @@ def prepare_root(root: Path) -> None:
     try:
         for folder in (root, *_folders_in(root)):
             remove_stale_temporaries(folder)
-        write_bytes(probe, b"")
+        write_bytes(probe, bytes(_PROBE_BYTES))
         probe.unlink(missing_ok=True)
     except StorageFullError:
         raise

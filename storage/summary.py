@@ -19,6 +19,9 @@ from storage.workload import Reason, Workload
 SETTLED = frozenset({SimulationStatus.COMPLETE, SimulationStatus.NO_WORK})
 """Statuses of simulations that need nothing more."""
 
+_NOTES = (Reason.TOUCHED, Reason.REFRESH_NOT_NOTED)
+"""What a run only notes."""
+
 
 @dataclass(frozen=True)
 class SimulationSummary:
@@ -157,9 +160,10 @@ def summarise(
                     f"Its catalogue was read before, and is now missing or unreadable: {work.files.catalogue.folder}"
                 )
         elif work.stale and status in (*SETTLED, SimulationStatus.PARTIAL):
+            failed = f"{message} | " if status is SimulationStatus.PARTIAL and message else ""
             status = SimulationStatus.STALE
-            message = f"{work.explanation}. Make them anew with --refresh."
-        elif status in SETTLED and work.outstanding and work.reason is not Reason.TOUCHED:
+            message = f"{failed}{work.explanation}. Make them anew with --refresh."
+        elif status in SETTLED and work.outstanding and work.reason not in _NOTES:
             status = SimulationStatus.PARTIAL if len(work.predicted) > len(work.missing) else SimulationStatus.PLANNED
         summaries.append(
             SimulationSummary(

@@ -48,6 +48,8 @@ class Reason(StrEnum):
     """Which samples there should be is not known; validation will say why."""
     NOT_RECORDED = "outcome not recorded"
     """Nothing is to be made, but the manifest does not say so yet."""
+    REFRESH_NOT_NOTED = "refresh not noted"
+    """Nothing is to be made: samples are of these settings, but a refresh was killed before it recorded its attempt."""
     TOUCHED = "inputs touched"
     """Nothing is to be made: inputs have another time of modification and the same content, which is noted."""
     STALE = "stale"
@@ -226,6 +228,7 @@ class Comparison:
         self.refresh = refresh
         self.remake = remake
         self.statuses = recorded_statuses(manifest)
+        self.settings = dict(manifest.latest_simulations().select("simulation", "config_digest").rows())
         self.alike = manifest.samples_made_alike().partition_by("simulation", as_dict=True)
         self.inputs: Mapping[str, list[str]] = _recorded_inputs(manifest)
         self.table = _parameter_table(config)
@@ -293,6 +296,8 @@ class Comparison:
             return Reason.STALE
         if self.statuses.get(predicted.simulation) is not settled:
             return Reason.NOT_RECORDED
+        if self.settings[predicted.simulation] != self.config.digest:
+            return Reason.REFRESH_NOT_NOTED
         noted = bool(recorded) and list(map(_seen, recorded[0])) == list(map(_seen, inputs))
         # Inputs that were removed when their samples were made are no reason to look for them.
         return Reason.NOTHING_TO_DO if noted or not complete(inputs, recorded) else Reason.TOUCHED

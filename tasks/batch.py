@@ -81,6 +81,8 @@ class BatchRun:
         """
         manifest = open_dataset(self.layout, self.config, refresh=self.refresh)
         names, skipped = self._names()
+        if not dry_run:
+            manifest.finish_interrupted()
         workload = plan_workload(self.config, manifest, names, refresh=self.refresh)
         if dry_run:
             return self._print_plan(workload, skipped)
@@ -107,7 +109,6 @@ class BatchRun:
     def _make(self, workload: Workload, manifest: Manifest) -> dict[str, int]:
         passing(Step.AFTER_PLANNING)
         prepare_root(self.layout.root)
-        manifest.finish_interrupted()
         table = read_parameter_table(find_parameter_file(self.config))
         made: dict[str, int] = {}
         # What checks the rows takes long to import, and is needed only when the first block is done.
