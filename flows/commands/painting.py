@@ -28,7 +28,7 @@ commands = typer.Typer()
 def conditions(
     context: typer.Context,
     simulation: Annotated[str, typer.Argument(help="Name of the simulation; it needs no hydrodynamic run.")],
-    output: Annotated[Path, typer.Option(help="Folder for the files; made if it is missing.")],
+    output: Annotated[Path, typer.Option(help="Folder for the files, or that is to be the Zarr group.")],
     dataset: DatasetOption = Path(),
     config_file: ConfigOption = None,
     dmo_base: DmoOption = None,
@@ -37,6 +37,9 @@ def conditions(
     param_file: ParameterOption = None,
     set_name: Annotated[str | None, typer.Option("--set", help="Set of simulations.", rich_help_panel=SUITE)] = None,
     option: SettingOption = None,
+    as_zarr: Annotated[
+        bool, typer.Option("--zarr", help="Write one Zarr v3 group of all haloes, not a file for each.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make the conditions of a dark-matter-only simulation, of any box size, for a model trained on a data set.
@@ -50,7 +53,7 @@ def conditions(
         from bind_core.inference import halo_conditions, read_particles
         from bind_core.snapshot import Component
         from bind_core.suite import find_simulation
-        from storage.conditions import write_conditions
+        from storage.conditions import ConditionFormat, write_conditions
 
         chosen = configuration(settings_of(context))
         files = find_simulation(simulation, chosen)
@@ -67,7 +70,8 @@ def conditions(
             made = halo_conditions(dark_matter, halos, chosen.windows, chosen.backend)
             counting = (progress(number, len(halos)) or each for number, each in enumerate(made, start=1))
             parameters = _known_parameters(simulation, chosen)
-            written = write_conditions(output, simulation, counting, dark_matter.box_size, chosen, parameters)
+            form = ConditionFormat.ZARR if as_zarr else ConditionFormat.NPZ
+            written = write_conditions(output, simulation, counting, dark_matter.box_size, chosen, parameters, form)
     if as_json:
         print_json({"folder": str(output), "halos": list(written.halos), "box_size": written.box_size})
         return
