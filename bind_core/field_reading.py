@@ -12,6 +12,7 @@ from bind_core.config import DatasetConfig
 from bind_core.errors import SnapshotError
 from bind_core.fields import MASSES, ExtraField, FieldParticles, FieldStatistic
 from bind_core.snapshot import MASS_UNIT, Component, ParticleType
+from bind_core.stored_data import member, require_stored
 from bind_core.suite import Role
 
 _PARTICLE_TYPES = {
@@ -164,7 +165,7 @@ def check_datasets(file: h5py.File, path: Path, count: int, wanted: FieldPass) -
     advice = f"Fetch a snapshot that has it, or change or leave out {name} of extra_fields."
     for dataset_name in wanted.datasets:
         where = f"{path}, PartType{int(wanted.particle_type)}/{dataset_name}"
-        dataset = group.get(dataset_name)
+        dataset = member(group, dataset_name)
         if not isinstance(dataset, h5py.Dataset):
             if dataset_name == MASSES:
                 continue
@@ -183,6 +184,7 @@ def check_datasets(file: h5py.File, path: Path, count: int, wanted: FieldPass) -
             )
         if dataset.dtype.kind not in "fiu":
             raise FieldError(where, f"numbers, for the field {name}", f"{dataset.dtype}", advice)
+        require_stored(dataset)
 
 
 @dataclass(frozen=True)

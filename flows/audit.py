@@ -17,6 +17,7 @@ from storage.audit_depth import Depth
 from storage.audit_result import AuditResult
 from storage.audit_table import findings_by_kind
 from storage.manifest import layout_at
+from storage.markdown import shown_code, shown_text
 from storage.versions import resolve_version, time_meant
 from tasks.auditing import audit_dataset_at, write_audit_report
 
@@ -114,11 +115,11 @@ def _publish(result: AuditResult, report: Path) -> None:
 
 
 def _explanation(result: AuditResult, report: Path) -> str:
-    lines = ["## " + result.verdict, "", f"Version {result.version}. The report is in `{report.absolute()}`."]
+    lines = ["## " + result.verdict, "", f"Version {result.version}. The report is in {shown_code(report.absolute())}."]
     for kind in findings_by_kind(result):
         lines += ["", f"### {kind.severity.value}: {kind.code.value.replace('_', ' ')}: {kind.count:,}", ""]
         lines += [kind.code.meaning, ""]
-        lines += [f"- {finding.message}" for finding in kind.findings[:_MOST_SHOWN]]
+        lines += [f"- {shown_text(finding.message)}" for finding in kind.findings[:_MOST_SHOWN]]
         if kind.count > _MOST_SHOWN:
             lines.append(f"- … and {kind.count - _MOST_SHOWN:,} more")
         if kind.findings[0].query:

@@ -274,6 +274,11 @@ class _Simulation:
 def _samples_by_simulation(root: Path) -> dict[str, list[tuple[Path, SampleName]]]:
     found: dict[str, list[tuple[Path, SampleName]]] = {}
     for split in SPLITS:
+        if not (root / split).resolve().is_relative_to(root.resolve()):
+            raise ContextError(
+                f"{root / split} is a link to {(root / split).resolve()}, outside of {root}: nothing is changed there. "
+                "Give the folder that it is a part of."
+            )
         for path in sorted((root / split).rglob("*.npz")):
             name = parse_sample_name(path)
             if name is not None:

@@ -200,14 +200,21 @@ def write_mock_suite(
 
 
 def _names(simulations: int | Sequence[str], set_name: str) -> tuple[str, ...]:
+    if not _is_name(set_name):
+        raise ValueError(f"{set_name!r} cannot be the name of a set of simulations; expected one such as SB35")
     if isinstance(simulations, int):
         return tuple(f"{set_name}_{number}" for number in range(simulations))
     if isinstance(simulations, str):
         raise TypeError(f"simulations is a number or a sequence of names, got the one string {simulations!r}")
     for name in simulations:
-        if not name or name.startswith(".") or Path(name).name != name:
+        if not _is_name(name):
             raise ValueError(f"{name!r} cannot be the name of a simulation's folder; expected one such as {set_name}_0")
     return tuple(simulations)
+
+
+def _is_name(name: str) -> bool:
+    """Whether a folder can be called that: it is one step down, and no other way from where it begins."""
+    return bool(name) and not name.startswith(".") and Path(name).name == name and "\0" not in name
 
 
 def _chosen_format(formats: Sequence[MockFormat] | None, position: int, name: str) -> MockFormat:
