@@ -1,8 +1,9 @@
 """What feeds a training run: samples per second and the time to the first batch, by four readers.
 
 Run as ``python -m bench.readers --json FILE``. A simulation is made by the batch program, and its samples are varied
-(turned by quarters, masses scaled) until there are enough, committed and packed. Every reader then runs in a process of
-its own, from files that no page in memory holds, and again with the system's memory as the first run left it:
+(turned by quarters, masses scaled), beyond a thousand copied, committed and packed. Every reader then runs in a process
+of its own: first cold, when no page of its files lies in memory (names and sizes of files still may), then warm, when
+all do. The readers:
 
 - ``tree``: looks through ``train`` for files with ``halo`` in their names, and opens each;
 - ``manifest``: the same files by the manifest's rows, `FileReader`;
@@ -38,13 +39,14 @@ from storage.shards import PackFormat, pack
 from storage.versions import resolve_version
 
 SAMPLES = 20_000
-SIDE = 256
-"""Particles per side of the simulation whose samples are varied; with 16 in a native pixel, few are empty."""
-QUICKLY_READ = 6_400
-"""Samples of one run of a reader: enough for a rate, and a fraction of the whole so that no run warms itself."""
+SIDE = 32
+"""Particles per side of the simulation whose samples are varied; of more, files are larger: 350 kB of 256."""
+READ = 6_400
+"""Samples of one run of a reader: enough for a rate, and few enough that a cold run hardly warms itself."""
 
-_SIMULATIONS_PER_COMMIT = 50
-_PACK_THREADS = 4
+_VARIED = 10
+"""Simulations whose samples differ; those of further ones are copies, which no reader can know."""
+_PACK_THREADS = 2
 
 
 def make_dataset(root: Path, samples: int, case: Case) -> None:
@@ -70,14 +72,14 @@ def make_dataset(root: Path, samples: int, case: Case) -> None:
     layout = DatasetLayout(root, config.set_name)
     manifest = open_dataset(layout, config)
     run_id = new_run_id()
-    count = -(-samples // rows.height)
+    numbers = range(-(-samples // rows.height))
     with ProcessPoolExecutor() as pool:
-        for start in range(0, count, _SIMULATIONS_PER_COMMIT):
-            numbers = range(start, min(start + _SIMULATIONS_PER_COMMIT, count))
-            varied = pl.concat(pool.map(partial(_varied, base, layout, config, rows), numbers))
-            attempts = [attempt.with_columns(simulation=pl.lit(f"{layout.set_name}_{number}")) for number in numbers]
-            own = pl.lit(run_id).alias("run_id")
-            manifest.commit(varied.with_columns(own), pl.concat(attempts).with_columns(own), run_id)
+        written = list(pool.map(partial(_varied, base, layout, config, rows), numbers[:_VARIED]))
+        copy = partial(_copied, layout)
+        written += pool.map(copy, (written[number % _VARIED] for number in numbers[_VARIED:]), numbers[_VARIED:])
+    attempts = [attempt.with_columns(simulation=pl.lit(f"{layout.set_name}_{number}")) for number in numbers]
+    own = pl.lit(run_id).alias("run_id")
+    manifest.commit(pl.concat(written).with_columns(own), pl.concat(attempts).with_columns(own), run_id)
     manifest.samples().write_parquet(root / "samples.parquet")
     for pack_format, folder in packs.items():
         pack(layout, resolve_version(layout), folder, pack_format=pack_format, threads=_PACK_THREADS)
@@ -120,6 +122,19 @@ def _varied(base: Path, layout: DatasetLayout, config: DatasetConfig, rows: pl.D
     return pl.DataFrame(written, schema=rows.schema)
 
 
+def _copied(layout: DatasetLayout, rows: pl.DataFrame, number: int) -> pl.DataFrame:
+    """Copy the samples of a simulation to those of one more; return their rows."""
+    simulation = f"{layout.set_name}_{number}"
+    layout.simulation_folder("train", simulation).mkdir(parents=True)
+    copies = []
+    for row in rows.iter_rows(named=True):
+        path = layout.sample_path("train", simulation, row["halo"], row["rotation"])
+        shutil.copyfile(layout.absolute(row["path"]), path)
+        name = f"{simulation}_halo_{row['halo']}_rot_{row['rotation']}"
+        copies.append(row | {"sample_id": name, "simulation": simulation, "path": layout.relative(path)})
+    return pl.DataFrame(copies, schema=rows.schema)
+
+
 def run_apart(reader: str, root: Path, workers: int, limit: int, *, digest: bool = False) -> Run:
     """Run a reader in a process of its own."""
     program = [sys.executable, "-m", "bench.reading", reader, "--root", str(root), "--workers", str(workers)]
@@ -137,9 +152,7 @@ def files_of(reader: str, root: Path) -> list[Path]:
     return [*files, root / "samples.parquet"] if reader == "manifest" else files
 
 
-def measure(
-    samples: int = SAMPLES, limit: int = QUICKLY_READ, side: int = SIDE, *, keep: bool = False
-) -> dict[str, Any]:
+def measure(samples: int = SAMPLES, limit: int = READ, side: int = SIDE, *, keep: bool = False) -> dict[str, Any]:
     """Run all readers, cold and warm.
 
     Parameters
@@ -202,7 +215,7 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description="Benchmark the readers of a training run.")
     parser.add_argument("--samples", type=int, default=SAMPLES, help=f"samples of the data set [{SAMPLES}]")
-    parser.add_argument("--read", type=int, default=QUICKLY_READ, help=f"samples that a run reads [{QUICKLY_READ}]")
+    parser.add_argument("--read", type=int, default=READ, help=f"samples that a run reads [{READ}]")
     parser.add_argument("--particles", type=int, default=SIDE, help=f"particles per side of their origin [{SIDE}]")
     parser.add_argument("--keep", action="store_true", help="keep the data set for the next time")
     parser.add_argument("--json", type=Path, default=DATA / "readers.json", help="where the figures go")

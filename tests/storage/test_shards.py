@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import webdataset
 import zarr
 
 from storage import shards
@@ -95,6 +96,21 @@ def test_tars_hold_the_files_and_their_rows(packed) -> None:
                     assert json.loads(content)["halo_mass"] == row["halo_mass"]
     assert names == rows["sample_id"].to_list()
     assert verify_pack(packed.layout, made.folder) == []
+
+
+def test_tars_are_what_webdataset_reads(packed) -> None:
+    """The library gives each sample under its id, with its arrays as ``npz`` and its row as ``json``, in order."""
+    made = make(packed, pack_format=PackFormat.TAR)
+    tars = sorted(str(path) for path in made.folder.glob("*.tar"))
+    samples = list(webdataset.WebDataset(tars, shardshuffle=False).decode())
+    rows = packed.open().samples()
+    assert [sample["__key__"] for sample in samples] == rows["sample_id"].to_list()
+    for sample, row in zip(samples, rows.iter_rows(named=True), strict=True):
+        assert {key for key in sample if not key.startswith("__")} == {"npz", "json"}
+        assert sample["json"] == json.loads(json.dumps(row, default=str))
+        with np.load(packed.root / row["path"]) as expected:
+            assert list(sample["npz"]) == expected.files
+            assert all(np.array_equal(sample["npz"][key], expected[key]) for key in expected.files)
 
 
 def test_a_condition_chooses_samples(packed) -> None:
