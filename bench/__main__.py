@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from bench import kernels, manifest_scale, program
+from bench import kernels, manifest_scale, normalization, program, readers
 
 
 def main() -> None:
@@ -23,7 +23,13 @@ def main() -> None:
     print(program.table(results["program"]), flush=True)
     options.json.write_text(json.dumps(results, indent=2))
     results["manifest"] = manifest_scale.measure(manifest_scale.SIMULATIONS, manifest_scale.HALOS)
-    print(manifest_scale.table(results["manifest"]))
+    print(manifest_scale.table(results["manifest"]), flush=True)
+    options.json.write_text(json.dumps(results, indent=2))
+    results["readers"] = readers.measure()
+    print(readers.table(results["readers"]))
+    options.json.write_text(json.dumps(results, indent=2))
+    results["normalization"] = normalization.measure()
+    print(normalization.table(results["normalization"]), flush=True)
     options.json.write_text(json.dumps(results, indent=2))
     print(f"The figures are in {options.json}")
 
