@@ -1,0 +1,243 @@
+"""Small runs of everything that writes, each in a process of its own that a fault can hit."""
+
+import multiprocessing
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import polars as pl
+from batch_runs import bases, sample_rows, simulation_rows, temporaries
+
+from bind_core.config import DatasetConfig
+from storage import compaction, faults, shards
+from storage.archives import decode_arrays, encode_arrays
+from storage.files import remove_stale_temporaries, sha256_of, write_bytes
+from storage.layout import DatasetLayout
+from storage.manifest import layout_at, open_dataset
+from storage.mock_suite import MockSuite
+
+PATIENCE = 120
+"""Seconds after which a process counts as hanging."""
+_FORKED = multiprocessing.get_context("forkserver")
+_SMALL_PACKS = 4
+
+
+@dataclass(frozen=True)
+class Arena:
+    """Where runs write. Each is made in the same place, since a data set holds its own path."""
+
+    folder: Path
+    suite: MockSuite
+    configuration: Path
+    older: Path
+    """An older data set, which is only read."""
+
+    @property
+    def root(self) -> Path:
+        return self.folder / "set"
+
+    def generate(self, *arguments: str) -> int:
+        from process_simulations import main
+
+        places = [*bases(self.suite), "--output_base_root", str(self.root), "--config", str(self.configuration)]
+        return main([*places, *arguments])
+
+    def command(self, *arguments: object) -> int:
+        """Run `bind-data`; it ends the process."""
+        from flows.cli import app
+
+        app([str(argument) for argument in arguments])
+        return 0
+
+
+def generate(arena: Arena) -> int:
+    return arena.generate()
+
+
+def refresh(arena: Arena) -> int:
+    """Make all samples anew, since another seed is asked for."""
+    return arena.generate("--refresh", "--seed", "7")
+
+
+def commit_often(arena: Arena) -> int:
+    """Merge the tables' files after every commit."""
+    compaction._MOST_SMALL_FILES = 0
+    return arena.generate()
+
+
+def pack(arena: Arena) -> int:
+    shards.SAMPLES_PER_FILE = _SMALL_PACKS
+    return arena.command("pack", "--dataset", arena.root, "--threads", 1)
+
+
+def pack_tars(arena: Arena) -> int:
+    shards.SAMPLES_PER_FILE = _SMALL_PACKS
+    return arena.command("pack", "--dataset", arena.root, "--tar", "--threads", 1)
+
+
+def normalize(arena: Arena) -> int:
+    """Do what the flow does."""
+    from bind_core.errors import BindDataError
+    from storage.statistics import compute_statistics, write_statistics
+
+    layout = layout_at(arena.root)
+    try:
+        write_statistics(compute_statistics(layout), layout.statistics_folder)
+    except BindDataError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    return 0
+
+
+def repair(arena: Arena) -> int:
+    return arena.command("repair", "--dataset", arena.root)
+
+
+def conditions(arena: Arena) -> int:
+    return arena.command("conditions", "SB35_0", "--dataset", arena.root, "--output", arena.folder / "conditions")
+
+
+def import_older(arena: Arena) -> int:
+    places = [
+        *("--dmo-base", arena.suite.dmo_base, "--hydro-base", arena.suite.hydro_base),
+        *("--catalogue-base", arena.suite.catalogue_base, "--config", arena.configuration),
+    ]
+    return arena.command("import", arena.older, "--dataset", arena.root, "--check", 1, "--total-sims", 2, *places)
+
+
+def context_maps(arena: Arena) -> int:
+    from add_large_scale import main
+
+    places = ["--nbody_base", str(arena.suite.dmo_base), "--fof_nbody_base", str(arena.suite.catalogue_base)]
+    return main(["--samples", str(arena.root), *places, "--rotation", "euler"])
+
+
+def block_job(arena: Arena) -> int:
+    """Make everything with the MPI program of a block, keep its results until they are recorded, and take them up."""
+    from bind_core.parameters import find_parameter_file, read_parameter_table
+    from storage.blocks import block_outcomes, plan_block, screen_block
+    from storage.recording import commit_outcomes, new_run_id
+    from storage.workload import plan_workload
+    from tasks.block_files import results_in
+    from tasks.projection_job import main
+
+    config = DatasetConfig.from_yaml(arena.configuration)
+    layout = DatasetLayout(arena.root, config.set_name)
+    manifest = open_dataset(layout, config)
+    outstanding = plan_workload(config, manifest, None).outstanding
+    if not outstanding:
+        return 0
+    screened = screen_block(outstanding, config, read_parameter_table(find_parameter_file(config)))
+    run_id = new_run_id()
+    plan = plan_block(screened, config, run_id, 0)
+    assert plan is not None
+    folder = layout.work_folder / "block"
+    remove_stale_temporaries(folder)
+    left = results_in(folder, plan)
+    rest = replace(plan, simulations=tuple(each for each in plan.simulations if each.simulation not in left))
+    write_bytes(folder / "plan.json", rest.to_json().encode())
+    main([str(folder / "plan.json"), "--ranks", "1"])
+    commit_outcomes(manifest, config, block_outcomes(layout, screened, plan, results_in(folder, plan)), run_id)
+    shutil.rmtree(folder)
+    return 0
+
+
+def nothing(arena: Arena) -> None:
+    """Begin without a data set."""
+
+
+def generated(arena: Arena) -> None:
+    """Begin with a data set."""
+    assert finish(generate, arena).status == 0
+
+
+def scattered(arena: Arena) -> None:
+    """Begin with a data set of whose samples some lie elsewhere."""
+    generated(arena)
+    for number, path in enumerate(sorted(arena.root.rglob("sim_0_*.npz"))):
+        elsewhere = arena.root / "train" / f"elsewhere_{number}" / path.name
+        elsewhere.parent.mkdir()
+        path.rename(elsewhere)
+
+
+def older_samples(arena: Arena) -> None:
+    """Begin with samples of the older generator that lack a context map, and no manifest."""
+    shutil.copytree(arena.older, arena.root)
+    for path in arena.root.rglob("*.npz"):
+        arrays = decode_arrays(path.read_bytes(), path)
+        del arrays["large_scale"]
+        path.write_bytes(encode_arrays(arrays))
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended."""
+
+    status: int
+    """Negative for a signal."""
+    said: str
+
+
+def finish(run: Callable[[Arena], int], arena: Arena, fault: str = "") -> Ended:
+    """Do a run in a process of its own, with a fault or without, and wait for its end."""
+    said = arena.folder.with_name("said.txt")
+    process = _FORKED.Process(target=_run, args=(run, arena, fault, said))
+    process.start()
+    process.join(PATIENCE)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        raise AssertionError(f"{run.__name__} hangs: {said.read_text()}")
+    return Ended(process.exitcode, said.read_text())
+
+
+def _run(run: Callable[[Arena], int], arena: Arena, fault: str, said: Path) -> None:
+    from mpi4py import MPI
+
+    file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+    if not MPI.Is_initialized():
+        MPI.Init_thread()
+    faults._asked = faults.Fault.from_text(fault) if fault else None
+    sys.exit(run(arena))
+
+
+@dataclass
+class Content:
+    """All that an arena holds, but for times and the names of runs."""
+
+    files: dict[str, str]
+    samples: pl.DataFrame
+    simulations: pl.DataFrame
+
+    def equals(self, other: "Content") -> bool:
+        return (
+            self.files == other.files
+            and self.samples.equals(other.samples)
+            and self.simulations.equals(other.simulations)
+        )
+
+    def difference(self, other: "Content") -> str:
+        files = sorted(name for name, _ in self.files.items() ^ other.files.items())
+        rows = [self.samples.equals(other.samples), self.simulations.equals(other.simulations)]
+        return f"files: {files}; equal rows of samples and simulations: {rows}"
+
+
+def content(arena: Arena) -> Content:
+    """Return what an arena holds; what is at work in it or is the Delta library's own is looked at as tables."""
+    own = {arena.root / "manifest", arena.root / ".work", arena.folder / "ballast"}
+    files = {
+        path.relative_to(arena.folder).as_posix(): sha256_of(path)
+        for path in sorted(arena.folder.rglob("*"))
+        if path.is_file() and not own & {path, *path.parents}
+    }
+    return Content(files, sample_rows(arena.root), simulation_rows(arena.root).drop("inputs", "n_planned"))
+
+
+def leftovers(arena: Arena) -> list[Path]:
+    """Return what is half written."""
+    return [*temporaries(arena.folder), *arena.folder.rglob("*.partial"), *arena.root.glob(".staged/**/*.npz")]
