@@ -246,7 +246,7 @@ class _Importer:
     ) -> dict[Key, SampleRecord | Refusal]:
         def written(entry: _Entry) -> SampleRecord | Refusal:
             target, source = entry.expected.target, str(entry.file.path)
-            path = self.layout.sample_path(split, target.simulation, target.halo, target.rotation)
+            path = self.layout.own_sample_path(split, target.simulation, target.halo, target.rotation)
             try:
                 sample = entry.expected.sample_of(entry.file)
                 content = encode_sample(sample, source)
@@ -258,7 +258,8 @@ class _Importer:
             return SampleRecord(target.sample_id, self.layout.relative(path), len(content), digest, masses)
 
         for entry in list(new.values())[:1]:
-            remove_stale_temporaries(self.layout.simulation_folder(split, entry.expected.target.simulation))
+            folder = self.layout.simulation_folder(split, entry.expected.target.simulation)
+            remove_stale_temporaries(self.layout.absolute(self.layout.relative(folder)))
         return dict(zip(new, pool.map(written, new.values()), strict=True))
 
     def _check(

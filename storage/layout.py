@@ -89,6 +89,16 @@ class DatasetLayout:
         folder = self.simulation_folder(split, simulation)
         return folder / f"{folder.name}_halo_{int(halo)}_rot_{int(rotation)}.npz"
 
+    def own_sample_path(self, split: Split | str, simulation: str, halo: int, rotation: int) -> Path:
+        """Return the file of a sample that is to be written, as `sample_path` does.
+
+        Raises
+        ------
+        LayoutError
+            If a folder on the way was replaced by a link out of the data set, also.
+        """
+        return self.absolute(self.relative(self.sample_path(split, simulation, halo, rotation)))
+
     @property
     def samples_table(self) -> Path:
         """Delta table with a row per sample."""
@@ -173,9 +183,13 @@ class DatasetLayout:
             If it leads out of the data set, by itself or through a symbolic link.
         """
         path = self.root / relative
-        if not path.resolve().is_relative_to(self.root.resolve()) or PurePosixPath(relative).is_absolute():
+        try:
+            found = path.resolve()
+        except (ValueError, RuntimeError, OSError) as error:  # no path at all, or links in a circle
+            raise LayoutError(f"The path {relative!r} leads nowhere in {self.root}: {error}.") from error
+        if not found.is_relative_to(self.root.resolve()) or PurePosixPath(relative).is_absolute():
             raise LayoutError(
-                f"The recorded path {relative!r} leads out of the data set {self.root}: to {path.resolve()}. "
+                f"The path {relative!r} leads out of the data set {self.root}: to {found}. "
                 "Either the manifest was tampered with, or a folder was replaced by a link to elsewhere."
             )
         return path

@@ -328,7 +328,7 @@ class SimulationJob:
             rotation=target.rotation_matrix(self.config),
             target_channels=self.config.target_channels,
         )
-        path = self.layout.sample_path(self.simulation.split, target.simulation, target.halo, target.rotation)
+        path = self.layout.own_sample_path(self.simulation.split, target.simulation, target.halo, target.rotation)
         waits = target.sample_id in self.simulation.replaced
         file = staged_path(self.layout, self.run_id, path) if waits else path
         try:

@@ -50,7 +50,7 @@ def outcomes_of(seeds: Path, folder: Path, reader: str, seed: int, cases: range)
             text=True,
             cwd=folder,
             env=environment,
-            timeout=SECONDS_PER_CASE * len(cases) + 120,
+            timeout=SECONDS_PER_CASE * len(cases) + 300,
             check=False,
         )
         lines = [json.loads(line) for line in done.stdout.splitlines()]
