@@ -346,8 +346,14 @@ def test_normalize_writes_three_files(sound: MadeDataset, elsewhere: Path) -> No
     means = {row["map"]: row["mean"] for row in answer["maps"]}
     with np.load(elsewhere / "stats" / "gas_normalization_stats.npz") as stats:
         assert stats["gas_mag_mean"] == means["target: gas"]
-    text = fine("normalize", "-d", sound.root, "--output", "stats")
+    text = fine("normalize", "-d", sound.root, "--output", "stats", "--quantiles", "stars", "--quantiles", "gas")
     assert "4 samples of the train split" in text
+    assert "log10(x + 1)" in text
+    with np.load(elsewhere / "stats" / "stellar_normalization_stats.npz") as stats:
+        assert stats["star_mag_quantiles"].shape == (1001,)
+    assert "expected some of condition, large_scale, dark_matter, gas, stars" in refused(
+        "normalize", "-d", sound.root, "--quantiles", "dust"
+    )
 
 
 def test_normalize_refuses_a_version_that_is_not_there(sound: MadeDataset) -> None:
