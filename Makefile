@@ -5,12 +5,13 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
-SOURCES := bind_core storage tasks flows data tests bench process_simulations.py add_large_scale.py
+SOURCES := bind_core storage tasks flows data tests bench examples process_simulations.py add_large_scale.py
 
-.PHONY: help install demo serve test lint types bench pylians clean
+.PHONY: help install demo tutorial serve test lint types bench pylians clean
 
 help:
 	@echo "make demo     a small data set from a mock suite, in ./demo"
+	@echo "make tutorial from a mock suite to a box painted by a network, with plots, in build/tutorial; see docs/training.md"
 	@echo "make serve    Prefect's UI, the deployments and a worker, in ./served, until Ctrl-C; see docs/operations.md"
 	@echo "make test     lint, types and all tests"
 	@echo "make bench    speed, as ratios"
@@ -31,6 +32,11 @@ $(VENV)/.developed: $(VENV)/.installed
 	@$(PIP) install --constraint constraints.txt --editable '.[mpi,dev]'
 	@touch $@
 
+$(VENV)/.torch: $(VENV)/.installed
+	@echo "Installing PyTorch into $(VENV)"
+	@$(PIP) install --constraint constraints.txt --editable '.[mpi,torch]'
+	@touch $@
+
 # The release ships C code that newer Pythons reject, so it is regenerated, with the Cython and numpy that it builds with.
 $(VENV)/.pylians: $(VENV)/.installed
 	@echo "Compiling Pylians (about 5 minutes)"
@@ -45,6 +51,9 @@ pylians: $(VENV)/.pylians
 demo: $(VENV)/.installed
 	@$(BIN)/bind-data demo demo
 
+tutorial: $(VENV)/.torch
+	@$(BIN)/python examples/paint_a_box.py build/tutorial
+
 # It is the process itself, and not a child of a shell, so that one signal ends all.
 serve: $(VENV)/.installed
 	@exec $(BIN)/bind-data serve served
@@ -58,6 +67,7 @@ lint: $(VENV)/.developed
 
 types: $(VENV)/.developed
 	@$(BIN)/mypy
+	@$(BIN)/mypy examples/paint_a_box.py
 
 bench: $(VENV)/.developed $(VENV)/.pylians
 	@$(BIN)/python -m bench
