@@ -18,6 +18,8 @@ READERS = ("tree", "manifest", "shards", "tar")
 WORKERS = 2
 BATCH = 32
 SHUFFLE_BUFFER = 1000
+_KEY = "__key__"
+"""What `webdataset` adds to every sample."""
 
 Arrays = dict[str, np.ndarray]
 
@@ -101,7 +103,8 @@ def run_here(reader: str, root: Path, workers: int, limit: int, digest: bool) ->
             first, first_samples = time.perf_counter() - start, size
         number += size
         if digest:
-            total += sum(_digest({name: values[i].numpy() for name, values in batch.items()}) for i in range(size))
+            arrays = {name: values for name, values in batch.items() if name != _KEY}
+            total += sum(_digest({name: values[i].numpy() for name, values in arrays.items()}) for i in range(size))
         if number >= limit:
             break
     seconds = time.perf_counter() - start - first
