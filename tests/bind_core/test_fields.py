@@ -11,6 +11,7 @@ from bind_core.fields import ExtraField
 from bind_core.inference import read_particles
 from bind_core.maps import target_map
 from bind_core.particles import component_source, read_slices
+from bind_core.plan import BlockPlan
 from bind_core.snapshot import Component
 from bind_core.windows import Windows
 
@@ -278,3 +279,9 @@ def test_means_are_divided_by_their_own_weight():
     assert stack[3:].tolist() == [[[2.0, 0.0]], [[5.0, 1.0]], [[-4.0, 0.5]]]
     assert np.array_equal(stack[:3], three)
     assert sums[0, 0, 0] == 6.0
+
+
+def test_plans_carry_the_fields():
+    """A block's plan, as the MPI program reads it, has the further channels of its configuration."""
+    plan = BlockPlan(config_of({"name": "metals", "particle_type": "gas", "field": "M", "component": 2}), "run", 0, ())
+    assert BlockPlan.from_json(plan.to_json()) == plan
