@@ -17,6 +17,7 @@ from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Wr
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from storage.faults import Step, passing
+from storage.files import flush_file, flush_folder
 
 TABLE_SETTINGS: dict[str, str | None] = {
     "delta.checkpointInterval": "16",
@@ -49,6 +50,30 @@ _DATA_FILE = re.compile(r".+\.parquet(#\d+)?")
 def commit_properties(metadata: dict[str, str]) -> CommitProperties:
     """Return how to commit: with what a commit says of itself, and again where another writer was faster."""
     return CommitProperties(custom_metadata=metadata, max_commit_retries=_COMMIT_RETRIES)
+
+
+def flush_commit(path: Path) -> None:
+    """Make a table's latest commit outlast a power failure, since the Delta library leaves that to the kernel.
+
+    Parameters
+    ----------
+    path : Path
+        Folder of the table.
+
+    Raises
+    ------
+    DeltaError
+        If the table cannot be read.
+    OSError
+        If a file or folder cannot be flushed.
+    """
+    version, log = DeltaTable(path).version(), path / "_delta_log"
+    entry = log / f"{version:020}.json"
+    of_the_log = [entry, *log.glob(f"{version:020}.checkpoint*.parquet"), log / "_last_checkpoint"]
+    for file in filter(Path.is_file, [*(path / name for name in _referred_to(entry)), *of_the_log]):
+        flush_file(file)
+    for folder in (path, log, path.parent):
+        flush_folder(folder)
 
 
 def keep_compact(path: Path, metadata: dict[str, str], now: datetime) -> None:
@@ -108,6 +133,8 @@ def compact(path: Path, metadata: dict[str, str]) -> int:
         commit_properties=commit_properties(metadata | {"action": "compact"}),
         post_commithook_properties=AFTER_COMMIT,
     )
+    if metrics["numFilesRemoved"]:
+        flush_commit(path)
     return int(metrics["numFilesRemoved"])
 
 

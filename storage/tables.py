@@ -13,8 +13,8 @@ from pyarrow import Table, schema, string
 from pyarrow.types import is_large_string
 
 from storage.columns import ManifestError, TableForm
-from storage.compaction import AFTER_COMMIT, TABLE_SETTINGS, commit_properties
-from storage.files import StorageFullError
+from storage.compaction import AFTER_COMMIT, TABLE_SETTINGS, commit_properties, flush_commit
+from storage.files import StorageFullError, make_folder
 
 BEFORE_THE_FIRST = -1
 """The version of a table to which nothing was committed yet."""
@@ -181,6 +181,7 @@ def overwrite_rows(path: Path, rows: pl.DataFrame, simulations: Sequence[str], m
             commit_properties=commit_properties(metadata),
             post_commithook_properties=AFTER_COMMIT,
         )
+        flush_commit(path)
 
 
 def append_rows(path: Path, rows: pl.DataFrame, metadata: dict[str, str]) -> None:
@@ -193,7 +194,7 @@ def append_rows(path: Path, rows: pl.DataFrame, metadata: dict[str, str]) -> Non
     ManifestError
         If they cannot be committed for another reason.
     """
-    path.mkdir(parents=True, exist_ok=True)
+    make_folder(path)
     with _failures_explained(path, rows):
         write_deltalake(
             path,
@@ -203,6 +204,7 @@ def append_rows(path: Path, rows: pl.DataFrame, metadata: dict[str, str]) -> Non
             commit_properties=commit_properties(metadata),
             post_commithook_properties=AFTER_COMMIT,
         )
+        flush_commit(path)
 
 
 @contextmanager

@@ -123,3 +123,51 @@ def test_the_science_writes_and_prints_nothing(module):
         if name.startswith("random."):
             assert name == "random.Random" and node.args, where
     assert "logging" not in imports_of(module)
+
+
+WRITES_DIRECTLY = {
+    "storage.files": "it is the one way of writing",
+    "storage.faults": "it fills up a disk, for tests",
+    "storage.mock_formats": "inputs for demonstrations and tests, written aside and renamed as a whole",
+    "storage.mock_defects": "inputs for tests, spoilt while they are aside",
+    "storage.tables": "the Delta library writes, and each commit is flushed",
+    "storage.shards": "zarr writes into an unfinished pack, whose files are flushed and which is renamed as a whole",
+    "storage.array_groups": "zarr writes, as for a pack",
+    "tasks.projection": "lines of progress and of errors are appended for whoever watches",
+    "flows.serving": "logs of the servers are appended to",
+}
+"""Modules that write otherwise than through `storage.files.atomic_write`, and why."""
+
+WRITERS = {
+    *("write_text", "touch", "savez", "savez_compressed", "mkstemp", "NamedTemporaryFile", "copyfile", "copy2"),
+    *("copytree", "write_deltalake", "open_group", "open_array", "create_array"),
+}
+
+
+def writes_directly(module):
+    """Return the calls of a module that write a file in its place."""
+    found = []
+    for name, node in calls_of(module):
+        last = name.split(".")[-1]
+        modes = [word.value for word in node.keywords if word.arg == "mode"] + node.args[:2]
+        modes = {mode.value for mode in modes if isinstance(mode, ast.Constant) and isinstance(mode.value, str)}
+        opened = last in {"open", "File"} and any(
+            set(mode) <= set("rwaxbt+") and set(mode) & set("wax+") for mode in modes
+        )
+        method = last == "write_bytes" and "." in name
+        to_a_path = (
+            last in {"write_parquet", "write_csv", "savefig", "save"}
+            and any(
+                not isinstance(argument, ast.Name)  # a stream
+                for argument in node.args[:1]
+            )
+        )
+        if opened or method or to_a_path or last in WRITERS:
+            found.append(f"line {node.lineno}: {name}")
+    return found
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.split(".")[0] != "bind_core"])
+def test_files_are_written_in_one_way(module):
+    """All files are written through `storage.files.atomic_write`, but where there is a reason."""
+    assert module in WRITES_DIRECTLY or writes_directly(module) == []

@@ -7,6 +7,7 @@ write it. What is quick to do is done always, the whole table with ``BIND_DATA_A
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from batch_runs import REPOSITORY
 from fault_runs import Arena, Content, content, finish, leftovers
 from older_generator import write_older_dataset
 
-from storage.faults import Action, Step
+from storage.faults import VARIABLE, Action, Fault, Step
 from storage.mock_suite import write_mock_suite
 
 pytestmark = pytest.mark.mpi
@@ -249,3 +250,35 @@ def test_the_table_is_of_all_steps() -> None:
     assert {case.step for case in CASES} == set(Step)
     for step in Step:
         assert f"| `{step}` | {step.description} |" in lines
+
+
+WRITING = "import sys; from pathlib import Path; from storage.files import write_bytes\n"
+WRITING += "for name in sys.argv[2:]: write_bytes(Path(sys.argv[1], name), b'content')"
+
+
+def write(folder: Path, *names: str, fault: str) -> subprocess.CompletedProcess[str]:
+    variables = os.environ | {VARIABLE: fault}
+    line = [sys.executable, "-c", WRITING, str(folder), *names]
+    return subprocess.run(line, env=variables, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+
+
+def test_the_environment_alone_asks_for_a_fault(tmp_path: Path) -> None:
+    """A fault happens at the passing that the variable names, of one process or of all that share a counter."""
+    killed = write(tmp_path / "one", "a", "b", "c", fault="between-fsync-and-rename:sigkill:2")
+    assert killed.returncode == -9
+    assert [path.name for path in (tmp_path / "one").glob("[a-z]*")] == ["a"]
+    shared = f"between-write-and-fsync:enospc:3:counter={tmp_path / 'counter'}"
+    assert write(tmp_path / "two", "a", "b", fault=shared).returncode == 0
+    full = write(tmp_path / "two", "c", "d", fault=shared)
+    assert full.returncode == 1
+    assert f"Cannot write {tmp_path / 'two' / 'c'}" in full.stderr
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "nowhere:raise", "between-samples", "between-samples:raise:x", "after-planning:a:1:b=2"]
+)
+def test_a_fault_that_there_is_not_is_refused(text: str) -> None:
+    """What the variable should be is said, and no run begins without the fault that was asked for."""
+    with pytest.raises(ValueError, match=f"^{VARIABLE}={text}: .* Expected STEP:ACTION"):
+        Fault.from_text(text)
