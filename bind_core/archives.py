@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from bind_core.errors import BindDataError
 
 _LONGEST_NAME = 200
+_LONGEST_REASON = 300
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _DEFLATE_MAX_RATIO = 1040
 """Deflate stores 258 bytes in two bits at the best, 1032 to 1; the rest allows for small members."""
@@ -93,8 +94,8 @@ def decode_arrays(content: bytes, path: Path) -> dict[str, NDArray]:
                     arrays[name] = _array(stream.read(), name, path)
     except _DAMAGE as error:
         raise ArchiveError(
-            f"{path} is not a whole .npz archive: {error}. Expected a zip of arrays as numpy writes it; the file is "
-            "truncated, damaged or something else. Remove it and make it again."
+            f"{path} is not a whole .npz archive: {str(error)[:_LONGEST_REASON]}. Expected a zip of arrays as numpy "
+            "writes it; the file is truncated, damaged or something else. Remove it and make it again."
         ) from error
     return arrays
 

@@ -27,4 +27,4 @@ def shown_cell(value: object) -> str:
 
 
 def _escaped(text: str) -> str:
-    return re.sub(r"([\\\[\]*`])", r"\\\1", text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\\[*`])", r"\\\1", text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

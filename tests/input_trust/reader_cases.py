@@ -294,10 +294,14 @@ def read_rows(seeds: Path, folder: Path, random: Random) -> str | None:
     path.write_bytes(mutated_bytes((seeds / path.name).read_bytes(), random))
 
     def read() -> None:
+        FileReader(folder)
+
+    def choose() -> None:
         _copy(seeds / "sample.npz", folder)
         SampleDataset(FileReader(folder), split="train", where="halo_mass > 0")[0]
 
-    return _attempt(folder, read)
+    condition = ""  # what the message is about where the rows lack a column
+    return _attempt(folder, read) or _attempt(condition, choose)
 
 
 def read_normalization(seeds: Path, folder: Path, random: Random) -> str | None:

@@ -201,7 +201,7 @@ def test_text_in_a_page_of_markdown_is_no_markup() -> None:
         assert "\n" not in shown
         assert "<" not in shown
         assert "``" not in shown
-        assert "\\[a\\](javascript" in shown
+        assert "\\[a](javascript" in shown
         assert "`e`" in shown
     assert " \\| " in shown_cell(HOSTILE)
     assert shown_code("a`<b>`").count("`") == 2
