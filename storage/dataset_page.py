@@ -83,6 +83,7 @@ def _contents(facts: DatasetFacts) -> str:
 
 
 def _reading(facts: DatasetFacts, table: CardFile) -> str:
+    others = ", *others" if facts.config.extra_fields else ""
     return f"""In the folder of this file, with [numpy](https://numpy.org) and [polars](https://pola.rs):
 
 ```python
@@ -93,7 +94,7 @@ samples = pl.read_parquet("{table.path}")  # a row per sample
 row = samples.filter(pl.col("split") == "{next(iter(facts.split_counts))}").row(0, named=True)
 with np.load(row["path"]) as sample:
     condition = sample["condition"]  # the model's input: dark matter of the dark-matter-only run
-    dark_matter, gas, stars = sample["target"]  # what it is to paint: the hydrodynamic run
+    dark_matter, gas, stars{others} = sample["target"]  # what it is to paint: the hydrodynamic run
     wider = sample["large_scale"]  # the input's surroundings, one map per wider window
 
 print(row["sample_id"], f"M200c = {{row['halo_mass']:.3g}} Msun/h", condition.shape, wider.shape)
@@ -116,6 +117,9 @@ def _arrays(facts: DatasetFacts) -> str:
     unit. The native window is {windows.native_size:g} Mpc/h wide{wider}. Axis 0 is x', axis 1 is y' of the projected
     frame; the line of sight, z', is {windows.depth:g} Mpc/h deep. The halo sits on node ({middle}, {middle}).
     Masses are deposited cloud-in-cell, of all periodic images that a window needs."""
+    if facts.config.extra_fields:
+        text += f""" In `target`, after dark matter, gas and stars, there are channels with units of their own:
+        {facts.further_channels}. Datasets are in the units of the simulation's files, but for masses."""
     if facts.parameters:
         text += f" `params` holds, in this order: {', '.join(shown_code(name) for name in facts.parameters)}."
     return f"{_table(('array', 'shape', 'type', 'unit', 'what'), rows)}\n\n{_paragraph(text)}"
