@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fault_runs
+import polars as pl
 import pytest
 from batch_runs import REPOSITORY
 from fault_runs import Arena, Content, content, finish, leftovers
@@ -20,6 +21,7 @@ from older_generator import write_older_dataset
 
 from storage.faults import VARIABLE, Action, Fault, Step
 from storage.mock_suite import write_mock_suite
+from storage.tables import append_rows
 
 pytestmark = pytest.mark.mpi
 
@@ -282,3 +284,12 @@ def test_a_fault_that_there_is_not_is_refused(text: str) -> None:
     """What the variable should be is said, and no run begins without the fault that was asked for."""
     with pytest.raises(ValueError, match=f"^{VARIABLE}={text}: .* Expected STEP:ACTION"):
         Fault.from_text(text)
+
+
+def test_a_commit_is_flushed_before_it_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a commit consists of, and the folders that name it, are on disk when `append_rows` returns."""
+    flushed: set[str] = set()
+    monkeypatch.setattr(os, "fsync", lambda number: flushed.add(Path(f"/proc/self/fd/{number}").readlink().name))
+    append_rows(tmp_path / "table", pl.DataFrame({"simulation": ["SB35_0"]}), {})
+    (data,) = (tmp_path / "table").glob("*.parquet")
+    assert flushed >= {data.name, f"{0:020}.json", "_delta_log", "table"}
