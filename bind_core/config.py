@@ -97,7 +97,7 @@ class Stratum(BaseModel):
     @model_validator(mode="after")
     def _range_is_not_empty(self) -> Self:
         if not self.upper_mass > self.min_mass:
-            raise ValueError(f"max_mass ({self.max_mass:g}) must be greater than min_mass ({self.min_mass:g})")
+            raise ValueError(f"max_mass ({self.upper_mass:g}) must be greater than min_mass ({self.min_mass:g})")
         return self
 
     @property

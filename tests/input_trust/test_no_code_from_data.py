@@ -101,3 +101,9 @@ def test_a_large_value_is_shown_in_part() -> None:
     with pytest.raises(ConfigurationError) as caught:
         DatasetConfig.from_values({"resolution": ["x" * 10_000] * 1000, "set_name": "y" * 100_000 + "!"})
     assert len(str(caught.value)) < 5000
+
+
+def test_a_stratum_that_begins_at_infinity_is_refused() -> None:
+    """A mass range without any mass in it is explained, where it has no upper limit too."""
+    with pytest.raises(ConfigurationError, match=r"max_mass \(inf\) must be greater than min_mass \(inf\)"):
+        DatasetConfig.from_values({"strata": [{"min_mass": float("inf")}]})
