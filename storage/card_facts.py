@@ -188,18 +188,14 @@ class DatasetFacts:
         ]
         if not self.config.extra_fields:
             return arrays
-        further = f" Then further fields, with units of their own: {self.further_channels}."
+        meanings = "; ".join(field.meaning for field in self.config.extra_fields)
+        further = f" Then further fields, with units of their own: {meanings}."
         arrays = [
             replace(array, description=array.description + further) if array.name == "target" else array
             for array in arrays
         ]
         names = "Names of the channels of target, in their order."
         return [*arrays, Array(CHANNELS_KEY, "str", (len(self.config.target_channels),), names, "")]
-
-    @property
-    def further_channels(self) -> str:
-        """What the channels after the three of every sample hold, in words."""
-        return "; ".join(field.meaning for field in self.config.extra_fields)
 
     @property
     def channels(self) -> list[ChannelStatistics]:

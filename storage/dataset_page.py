@@ -118,8 +118,9 @@ def _arrays(facts: DatasetFacts) -> str:
     frame; the line of sight, z', is {windows.depth:g} Mpc/h deep. The halo sits on node ({middle}, {middle}).
     Masses are deposited cloud-in-cell, of all periodic images that a window needs."""
     if facts.config.extra_fields:
+        meanings = "; ".join(shown_code(field.meaning) for field in facts.config.extra_fields)
         text += f""" In `target`, after dark matter, gas and stars, there are channels with units of their own:
-        {facts.further_channels}. Datasets are in the units of the simulation's files, but for masses."""
+        {meanings}. Datasets are in the units of the simulation's files, but for masses."""
     if facts.parameters:
         text += f" `params` holds, in this order: {', '.join(shown_code(name) for name in facts.parameters)}."
     return f"{_table(('array', 'shape', 'type', 'unit', 'what'), rows)}\n\n{_paragraph(text)}"

@@ -315,7 +315,7 @@ def test_a_simulation_in_both_splits_is_refused(older: Older) -> None:
 
 
 def test_another_split_than_the_settings_give_is_refused(older: Older) -> None:
-    """Nothing is imported where simulations would change sides; the number that fits is named."""
+    """Nothing is imported where simulations would change sides, or maps would lack; the number that fits is named."""
     with pytest.raises(ConfigurationError, match=r"SB35_3.*--total-sims 10\."):
         older.imported(total_simulations=20)
     with pytest.raises(ConfigurationError, match="No number of simulations fits"):
@@ -323,6 +323,8 @@ def test_another_split_than_the_settings_give_is_refused(older: Older) -> None:
     assert not older.root.exists()
     with pytest.raises(ConfigurationError, match="rotations: euler"):
         older.imported(rotations="haar")
+    with pytest.raises(ConfigurationError, match="and so no pressure"):
+        older.imported(extra_fields=[{"name": "pressure", "particle_type": "gas", "field": "Pressure"}])
     with pytest.raises(ConfigurationError, match="among the older samples"):
         older.imported(output_root=older.source)
 
