@@ -179,11 +179,11 @@ class _Run:
     def execute(self) -> RunSummary:
         """Work through all blocks and say where every simulation stands."""
         manifest = open_dataset(self.layout, self.config, refresh=self.refresh)
+        manifest.finish_interrupted()
         workload: Workload = self._plan(manifest, self.remake or ())
         if workload.outstanding:
             passing(Step.AFTER_PLANNING)
             prepare_root(self.layout.root)
-            manifest.finish_interrupted()
             replaces = self.refresh or self.remake
             staging = staging_kept(self.layout, self.run_id) if replaces else nullcontext()
             with noted_signals() as self.signals, staging:
