@@ -224,7 +224,8 @@ for step, batch in enumerate(batches(loader, STEPS), start=1):
 
 # %%
 untouched = SampleDataset(reader, split="train").normalized(statistics)
-mean_map = np.mean([untouched[index]["target"] for index in range(len(untouched))], axis=0)
+targets = np.stack([untouched[index]["target"] for index in range(len(untouched))])
+mean_map = targets.mean(axis=0)
 trivial = float(np.mean([np.mean((test[index]["target"] - mean_map) ** 2) for index in range(len(test))]))
 say(f"test error: network {test_losses[-1][1]:.3f}, mean map of the train split {trivial:.3f}")
 
@@ -241,8 +242,9 @@ plt.close(figure)
 # %% [markdown]
 # ## A sample of the test split
 #
-# What the network gives is turned back into mass by the exact inverse of the normalization. Maps have x on their first
-# axis, hence the transposition; node i lies at i times the spacing, and the halo on the node in the middle.
+# What the network gives is turned back into mass by the exact inverse of the normalization. Behind a logarithm, a small
+# overshoot is a large mass, so that nothing is painted fainter or brighter than the train split has it. Maps have x on
+# their first axis, hence the transposition; node i lies at i times the spacing, the halo on the node in the middle.
 
 # %%
 NATIVE = config.windows
@@ -272,8 +274,11 @@ def show(axes: Axes, density: NDArray, side: float, corner: float, scale: LogNor
 def painted(condition: NDArray, large_scale: NDArray) -> NDArray[np.float32]:
     """Return the targets, in Msun/h per native pixel, for the maps of a dark-matter-only run."""
     seen = normalize_input(condition, large_scale, statistics, config.digest)
-    output = network(*(torch.from_numpy(maps)[None] for maps in seen))[0]
-    return denormalize_target(output.numpy(), statistics, config.digest)
+    output = network(*(torch.from_numpy(maps)[None] for maps in seen))[0].numpy()
+    within = np.clip(
+        output, targets.min(axis=(0, 2, 3), keepdims=True)[0], targets.max(axis=(0, 2, 3), keepdims=True)[0]
+    )
+    return denormalize_target(within, statistics, config.digest)
 
 
 heaviest = int(np.argmax(test.rows["halo_mass"].to_numpy()))
@@ -398,13 +403,14 @@ for axes in (grid[0, 0], *grid[:, 1], *grid[:, 2]):
 for channel, (name, marker) in enumerate(zip(CHANNELS, "osD", strict=True)):
     x, y = np.array(true_masses)[:, channel], np.array(masses)[:, channel]
     grid[1, 0].plot(x, y, marker, markersize=5, alpha=0.8, color=COLOURS[name](0.6), label=name)
-positive = np.array(true_masses)[np.array(true_masses) > 0]
+positive = np.array([true_masses, masses])
+positive = positive[positive > positive.max() / 1e5]
 limits = (positive.min() / 3, positive.max() * 2)
 grid[1, 0].plot(limits, limits, color="0.5", linewidth=1, zorder=0)
 grid[1, 0].set(xscale="log", yscale="log", xlim=limits, ylim=limits, aspect="equal")
 grid[1, 0].set(xlabel="mass in the hydrodynamic run [Msun/h]", ylabel="painted mass [Msun/h]")
 grid[1, 0].set_title("mass in the window of each halo")
-grid[1, 0].legend(frameon=False, loc="upper left")
+grid[1, 0].legend(frameon=False, loc="lower right")
 figure.suptitle(f"BOX_0: {len(centers)} haloes painted by a network that never saw this simulation")
 figure.savefig(FOLDER / "painted_box.png", dpi=100)
 plt.close(figure)
