@@ -3,7 +3,6 @@
 Imports torch only to learn which worker it runs in, and does without it.
 """
 
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +27,8 @@ Arrays = dict[str, NDArray]
 _MAPS = ("condition", "target", "large_scale")
 _ARRAYS = "samples.zarr"
 _ROWS = "samples.parquet"
-_PACK = "pack.json"
+VERSION_KEY = "manifest_version"
+"""Where the metadata of a table of rows says which version of the manifest they are of."""
 
 
 class DatasetError(BindDataError):
@@ -58,7 +58,7 @@ class FileReader:
         Rows of its table ``samples``, at least ``path``, ``split`` and ``config_digest``; by default those of
         ``samples.parquet``, which `bind-data card` writes.
     manifest_version : int, optional
-        Version of the manifest that the rows are of, if it is known.
+        Version of the manifest that `rows` are of, if it is known; ``samples.parquet`` says it.
 
     Raises
     ------
@@ -68,7 +68,7 @@ class FileReader:
 
     def __init__(self, root: Path, rows: pl.DataFrame | None = None, manifest_version: int | None = None) -> None:
         self.root = Path(root)
-        self.manifest_version = manifest_version
+        self.manifest_version = _recorded_version(self.root) if rows is None else manifest_version
         self.rows = _read_rows(self.root, "bind-data card") if rows is None else rows
         self._paths = _paths_below(self.root, self.rows)
 
@@ -103,7 +103,7 @@ class ShardReader:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self.rows = _read_rows(self.folder, "bind-data pack")
-        self.manifest_version = _packed_version(self.folder)
+        self.manifest_version = _recorded_version(self.folder)
 
     def read(self, numbers: Sequence[int]) -> list[Arrays]:
         """Return samples by their numbers."""
@@ -203,12 +203,12 @@ class Normalized:
     identity : DatasetIdentity or str
         Of the data set that the samples are of, or the digest of its configuration.
     force : bool
-        Accept statistics of another configuration.
+        Accept statistics of another configuration or version.
 
     Raises
     ------
     NormalizationMismatchError
-        If the statistics are of another configuration; when called, if a sample has other maps.
+        If the statistics are of another configuration or version; when called, if a sample has other maps.
     """
 
     def __init__(self, stats: NormalizationStats, identity: DatasetIdentity | str, *, force: bool = False) -> None:
@@ -307,12 +307,12 @@ class SampleDataset:
         stats : NormalizationStats
             Of the data set that the model is trained on.
         force : bool
-            Accept statistics of another configuration.
+            Accept statistics of another configuration or version.
 
         Raises
         ------
         NormalizationMismatchError
-            If the statistics are of another configuration.
+            If the statistics are of another configuration or version.
         """
         other = type(self).__new__(type(self))
         other.__dict__ = self.__dict__ | {"transform": Normalized(stats, self.identity, force=force)}
@@ -353,13 +353,12 @@ def _read_rows(folder: Path, command: str) -> pl.DataFrame:
         ) from error
 
 
-def _packed_version(folder: Path) -> int | None:
-    """Return the version of the manifest that a pack is of, if it says so."""
+def _recorded_version(folder: Path) -> int | None:
+    """Return the version of the manifest that the rows in a folder are of, if their file says so."""
     try:
-        version = json.loads((folder / _PACK).read_bytes())["version"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return int(pl.read_parquet_metadata(folder / _ROWS)[VERSION_KEY])
+    except (OSError, KeyError, ValueError, pl.exceptions.PolarsError, pl.exceptions.PanicException):
         return None
-    return version if isinstance(version, int) else None
 
 
 def _paths_below(root: Path, rows: pl.DataFrame) -> list[str]:

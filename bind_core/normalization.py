@@ -192,14 +192,17 @@ class NormalizationStats:
         Raises
         ------
         NormalizationMismatchError
-            If they were computed from maps of another configuration, and `force` is not set.
+            If they were computed from maps of another configuration, or from another version of the manifest (where
+            the maps' version is known), and `force` is not set.
         """
         maps = DatasetIdentity.of(identity)
-        if maps.config_digest != self.config_digest and not force:
+        same_version = maps.manifest_version in (None, self.manifest_version)
+        if not (maps.config_digest == self.config_digest and same_version) and not force:
             raise NormalizationMismatchError(
-                f"The normalization statistics were computed from another data set: {self.identity} "
-                f"({self.n_samples:,} samples); the maps at hand are of {maps}. A model would see shifted inputs. "
-                "Compute the statistics of this data set (`bind-data normalize`), or set force to use them regardless."
+                f"The normalization statistics were computed from another data set, or another state of it: "
+                f"{self.identity} ({self.n_samples:,} samples); the maps at hand are of {maps}. A model would see "
+                "shifted inputs. Compute the statistics of this one (`bind-data normalize`, with its --version if it "
+                "is not the latest), or set force to use them regardless."
             )
 
     def require_channels(self, found: Sequence[str] | int, identity: DatasetIdentity | str) -> None:
@@ -253,12 +256,12 @@ def normalize(
     identity : DatasetIdentity or str
         Of the data set that the sample is of, or the digest of its configuration.
     force : bool
-        Accept statistics of another configuration.
+        Accept statistics of another configuration or version.
 
     Raises
     ------
     NormalizationMismatchError
-        If the statistics belong to another configuration, or to another number of maps.
+        If the statistics belong to another configuration or version, or to another number of maps.
     """
     condition, large_scale = normalize_input(sample.condition, sample.large_scale, stats, identity, force=force)
     stats.require_channels(sample.target_channels, identity)
@@ -286,7 +289,7 @@ def normalize_input(
     identity : DatasetIdentity or str
         Of the data set that the maps are of, or the digest of the configuration that they were made with.
     force : bool
-        Accept statistics of another configuration.
+        Accept statistics of another configuration or version.
 
     Returns
     -------
@@ -296,7 +299,7 @@ def normalize_input(
     Raises
     ------
     NormalizationMismatchError
-        If the statistics belong to another configuration, or to another number of context maps.
+        If the statistics belong to another configuration or version, or to another number of context maps.
     """
     stats.require(identity, force=force)
     context = np.asarray(large_scale)
@@ -325,7 +328,7 @@ def denormalize_target(
     identity : DatasetIdentity or str
         Of the data set that the maps are for, or the digest of its configuration.
     force : bool
-        Accept statistics of another configuration.
+        Accept statistics of another configuration or version.
 
     Returns
     -------
@@ -336,7 +339,7 @@ def denormalize_target(
     Raises
     ------
     NormalizationMismatchError
-        If the statistics belong to another configuration, or to another number of channels.
+        If the statistics belong to another configuration or version, or to another number of channels.
     """
     stats.require(identity, force=force)
     values = np.asarray(target)

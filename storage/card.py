@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
+from bind_core.dataset import VERSION_KEY
 from storage.card_facts import DatasetFacts, Publication, gather
 from storage.croissant import CardFile, croissant
 from storage.dataset_page import dataset_page
@@ -71,7 +72,7 @@ def write_card(
     folder = folder or layout.root
 
     def write_rows(stream: BinaryIO) -> None:
-        facts.samples.write_parquet(stream)
+        facts.samples.write_parquet(stream, metadata={VERSION_KEY: str(version.number)})
 
     rows = folder / SAMPLES_FILE
     atomic_write(rows, write_rows)

@@ -22,7 +22,9 @@ import numpy as np
 import polars as pl
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.core.array_spec import ArrayConfigParams
 
+from bind_core.dataset import VERSION_KEY
 from bind_core.errors import BindDataError
 from bind_core.records import RecordError, record_from_json
 from bind_core.sample import CHANNELS_KEY, TARGET_CHANNELS
@@ -56,6 +58,8 @@ _PARTIAL = "*.partial"
 """Files that zarr was writing when it was killed."""
 # Bytes of floats that are alike lie side by side, which halves what compression takes and leaves.
 _COMPRESSION = (BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"), Crc32cCodec())
+_STORED_WHOLE: ArrayConfigParams = {"write_empty_chunks": True}
+"""Or a chunk of zeros, such as stars that never formed, would not be there."""
 
 
 class PackError(BindDataError):
@@ -180,7 +184,7 @@ def _make(
         write_bytes(unfinished / _DONE_FILE, json.dumps(number + 1).encode())
         if progress is not None:
             progress(number * SAMPLES_PER_FILE + len(some), rows.height)
-    _finish(unfinished, folder, rows)
+    _finish(unfinished, folder, rows, identity.version)
 
 
 def verify_pack(layout: DatasetLayout, folder: Path) -> list[str]:
@@ -277,7 +281,7 @@ class _Shards:
     def _array(self, key: str, example: np.ndarray, channels: tuple[str, ...]) -> "zarr.Array[Any]":
         folder = self.folder / key
         if folder.exists():
-            return zarr.open_array(folder, mode="r+")
+            return zarr.open_array(folder, mode="r+", config=_STORED_WHOLE)
         contract = CONTRACT[key]
         attributes: dict[str, Any] = {"description": contract.description, "unit": contract.unit}
         if key == "target" and channels != TARGET_CHANNELS:  # further ones have units of their own
@@ -290,7 +294,7 @@ class _Shards:
             shards=(SAMPLES_PER_FILE, *example.shape),
             compressors=_COMPRESSION,
             attributes=attributes,
-            config={"write_empty_chunks": True},  # or a shard of zeros, such as stars that never formed, has no file
+            config=_STORED_WHOLE,
         )
 
 
@@ -399,9 +403,9 @@ def _stacked(key: str, shape: tuple[int, ...], samples: Sequence[RecordedSample]
     return np.stack(arrays)
 
 
-def _finish(unfinished: Path, folder: Path, rows: pl.DataFrame) -> None:
+def _finish(unfinished: Path, folder: Path, rows: pl.DataFrame, version: int) -> None:
     table = io.BytesIO()
-    rows.write_parquet(table)
+    rows.write_parquet(table, metadata={VERSION_KEY: str(version)})
     write_bytes(unfinished / ROWS_FILE, table.getvalue())
     checksums = {path.relative_to(unfinished).as_posix(): sha256_of(path) for path in _files(unfinished)}
     write_bytes(unfinished / CHECKSUMS_FILE, json.dumps(checksums, indent=2).encode())

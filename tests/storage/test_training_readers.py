@@ -4,6 +4,7 @@ import dataclasses
 import multiprocessing
 import pickle
 from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 
 from bind_core.dataset import Augmentation, DatasetError, FileReader, Normalized, SampleDataset, ShardReader
 from bind_core.normalization import NormalizationMismatchError, normalize
+from storage.card import write_card
+from storage.card_facts import Publication
 from storage.samples import read_sample
 from storage.shards import ARRAYS, pack
 from storage.statistics import compute_statistics
@@ -81,6 +84,20 @@ def test_statistics_of_another_data_set_are_refused_with_both(dataset, readers) 
         assert samples.normalized(stats, force=True)[0]["target"].shape == (3, 16, 16)
     with pytest.raises(NormalizationMismatchError, match=r"set \(unknown\)"):
         Normalized(stats, dataset.config.digest)
+
+
+def test_statistics_of_another_version_are_refused(dataset, readers, tmp_path) -> None:
+    """Packs and cards know their version: statistics of an earlier or later one are refused, and their own are not."""
+    _, shards = readers
+    now = datetime.now(UTC)
+    write_card(dataset.layout, resolve_version(dataset.layout), Publication(), now, tmp_path)
+    card = FileReader(tmp_path)
+    stats = compute_statistics(dataset.layout)
+    for reader in (shards, card):
+        assert SampleDataset(reader).normalized(stats)
+        for other in (stats.manifest_version - 1, stats.manifest_version + 1):
+            with pytest.raises(NormalizationMismatchError, match=f"version {other} .*version {stats.manifest_version}"):
+                SampleDataset(reader).normalized(dataclasses.replace(stats, manifest_version=other))
 
 
 def first_and_draws(samples: SampleDataset) -> tuple[bytes, bytes]:
