@@ -98,6 +98,9 @@ CASES = [
     Case(Step.BETWEEN_FSYNC_AND_RENAME, fault_runs.context_maps, fault_runs.older_samples, 2, "a sample"),
 ]
 
+WRITING_IN_THREADS = (fault_runs.context_maps,)
+"""Runs that write in the background, so that how far one is at a step is a matter of chance."""
+
 
 @pytest.fixture(scope="module")
 def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, bool]]:
@@ -198,7 +201,8 @@ def test_a_rerun_is_as_if_nothing_had_happened(
     assert after.equals(expected), after.difference(expected)
     assert not leftovers(arena)
     # What still fits onto a full disk is for the kernel to say, which counts roughly.
-    there = "" if action is Action.FULL_DISK else what_is_there(found, before, expected)
+    by_chance = action is Action.FULL_DISK or case.run in WRITING_IN_THREADS
+    there = "" if by_chance else what_is_there(found, before, expected)
     check_cell(case, action, f"{how(ended)}{there}")
 
 
