@@ -2,7 +2,9 @@
 
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -92,15 +94,27 @@ def trained(samples: SampleDataset, method: str) -> tuple[list[str], list[float]
     return digests, losses
 
 
-def test_batches_and_losses_are_those_of_any_format_and_worker(made: TrainingSet) -> None:
+@pytest.fixture(scope="module")
+def apart() -> Iterator[ProcessPoolExecutor]:
+    """Run functions in a process of their own, which can be forked: this one may have had threads of Prefect's."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as executor:
+        yield executor
+
+
+def trained_from_everywhere(made: TrainingSet) -> list[tuple[list[str], list[float]]]:
+    """Train from either format, by forked and by spawned workers."""
+    return [
+        trained(SampleDataset(reader, split="train", augmentation=Augmentation(3)).normalized(made.stats), method)
+        for method in ("fork", "spawn")
+        for reader in made.readers
+    ]
+
+
+def test_batches_and_losses_are_those_of_any_format_and_worker(made: TrainingSet, apart: ProcessPoolExecutor) -> None:
     """Files and shards, read by two forked or spawned workers, train a network through the same losses, to the bit."""
-    runs = {}
-    for method in ("fork", "spawn"):
-        for reader in made.readers:
-            samples = SampleDataset(reader, split="train", augmentation=Augmentation(3)).normalized(made.stats)
-            runs[method, type(reader).__name__] = trained(samples, method)
-    digests, losses = next(iter(runs.values()))
-    assert all(found == (digests, losses) for found in runs.values())
+    runs = apart.submit(trained_from_everywhere, made).result()
+    digests, losses = runs[0]
+    assert len(runs) == 4 and all(found == (digests, losses) for found in runs)
     assert len(set(digests)) == len(digests) > 3
     assert losses[-1] < 0.9 * losses[0]
 
@@ -118,32 +132,40 @@ def test_webdataset_streams_the_same_arrays(made: TrainingSet) -> None:
         assert sample["json"]["halo_mass"] == arrays["halo_mass"]
 
 
-def test_random_changes_differ_among_workers_and_epochs(made: TrainingSet) -> None:
-    """Each worker draws its own symmetries, anew in every epoch, and the same again from the same seed."""
+def drawn_in_two_epochs(made: TrainingSet) -> list[list[tuple[bytes, ...]]]:
+    """Return the conditions that each of two workers gave in each of two epochs, all of one sample."""
     samples = SampleDataset(made.readers[1], augmentation=Augmentation(7))
+    seed = torch.Generator().manual_seed(11)
+    loader = DataLoader(samples, batch_size=8, sampler=[0] * 128, num_workers=2, generator=seed)
+    drawn = [[batch["condition"].numpy() for batch in loader] for _ in range(2)]
+    # Batches come from the workers in turn.
+    return [[tuple(m.tobytes() for b in epoch[worker::2] for m in b) for worker in (0, 1)] for epoch in drawn]
 
-    def epochs() -> list[list[tuple[bytes, ...]]]:
-        seed = torch.Generator().manual_seed(11)
-        loader = DataLoader(samples, batch_size=8, sampler=[0] * 128, num_workers=2, generator=seed)
-        drawn = [[batch["condition"].numpy() for batch in loader] for _ in range(2)]
-        # Batches come from the workers in turn.
-        return [[tuple(m.tobytes() for b in epoch[worker::2] for m in b) for worker in (0, 1)] for epoch in drawn]
 
-    found = epochs()
+def test_random_changes_differ_among_workers_and_epochs(made: TrainingSet, apart: ProcessPoolExecutor) -> None:
+    """Each worker draws its own symmetries, anew in every epoch, and the same again from the same seed."""
+    found = apart.submit(drawn_in_two_epochs, made).result()
     assert len({worker for epoch in found for worker in epoch}) == 4
     assert all(len(set(worker)) == 8 for epoch in found for worker in epoch)
-    assert epochs() == found
+    assert apart.submit(drawn_in_two_epochs, made).result() == found
 
 
-def test_what_a_loader_gives_turns_back_into_mass(made: TrainingSet) -> None:
-    """Normalized targets of a batch are inverted to the masses in the files, zeros too, to float32's rounding."""
+def require_masses_back(made: TrainingSet) -> int:
+    """Invert what loaders give, compare it with the masses in the files, and return the number of batches."""
+    batches = 0
     for reader in made.readers:
         plain = SampleDataset(reader, split="test")
-        pairs = zip(loaded(plain), loaded(plain.normalized(made.stats)), strict=True)
-        for batch, seen in pairs:
+        for batch, seen in zip(loaded(plain), loaded(plain.normalized(made.stats)), strict=True):
             masses = denormalize_target(seen["target"].numpy(), made.stats, plain.config_digest)
             np.testing.assert_allclose(masses, batch["target"].numpy(), rtol=1e-5, atol=1e-3)
             assert torch.equal(batch["halo_mass"], seen["halo_mass"])
+            batches += 1
+    return batches
+
+
+def test_what_a_loader_gives_turns_back_into_mass(made: TrainingSet, apart: ProcessPoolExecutor) -> None:
+    """Normalized targets of a batch are inverted to the masses in the files, zeros too, to float32's rounding."""
+    assert apart.submit(require_masses_back, made).result() > 3
 
 
 # Conditions
