@@ -113,14 +113,19 @@ say(f"{SIMULATIONS} pairs of simulations of 2 x {PARTICLES_PER_SIDE}^3 particles
 #
 # The batch program needs no server; `bind-data generate` makes the same samples as a Prefect flow. Run again, either
 # makes only what is missing. Each simulation belongs to one split, train or test, as a whole.
+#
+# Settings that no flag has come from a file. This one declares how a model sees stars: most pixels have none, and by the
+# default, log10(x + 1), those would lie ten decades below the others, so that a slight overshoot paints stars everywhere.
 
 # %%
 DATASET = FOLDER / "dataset"
+SETTINGS = FOLDER / "settings.yaml"
+SETTINGS.write_text("transforms: {stars: {kind: log, scale: 1.0e+8}}  # log10(x / 1e8 + 1)\n")
 run(
     REPOSITORY / "process_simulations.py",
     *("--nbody_base", suite.dmo_base, "--hydro_base", suite.hydro_base, "--fof_nbody_base", suite.catalogue_base),
     *("--output_base_root", DATASET, "--resolution", RESOLUTION, "--num_rotations", ROTATIONS),
-    *("--mass_threshold", MIN_MASS, "--test_frac", 0.3),
+    *("--mass_threshold", MIN_MASS, "--test_frac", 0.3, "--config", SETTINGS),
 )
 
 # %% [markdown]
