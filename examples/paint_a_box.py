@@ -114,8 +114,9 @@ say(f"{SIMULATIONS} pairs of simulations of 2 x {PARTICLES_PER_SIDE}^3 particles
 # The batch program needs no server; `bind-data generate` makes the same samples as a Prefect flow. Run again, either
 # makes only what is missing. Each simulation belongs to one split, train or test, as a whole.
 #
-# Settings that no flag has come from a file. This one declares how a model sees stars: most pixels have none, and by the
-# default, log10(x + 1), those would lie ten decades below the others, so that a slight overshoot paints stars everywhere.
+# Settings that no flag has come from a file. This one declares how a model sees stars: most pixels have none, and by
+# the default, log10(x + 1), those would lie ten decades below the others, so that a slight overshoot paints stars
+# everywhere.
 
 # %%
 DATASET = FOLDER / "dataset"
