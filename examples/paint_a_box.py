@@ -363,9 +363,9 @@ paint[:, ~covered] = np.nan
 np.savez(FOLDER / "painted_box.npz", surface_density=paint, channels=CHANNELS, box_size=box)
 
 # %% [markdown]
-# Dark matter and gas come out right to some ten per cent. Stars do not: their pixels are few and the others empty, ten
-# decades below behind this logarithm, so that the toy puts them where they belong, but far too many. That is what a
-# generative model, and a transform of their own (`transforms` in the configuration), are for.
+# Dark matter and gas come out right to some twenty per cent. Stars do not: they lie where they belong, but there are
+# two to three times too many, since few pixels have any (with the default transform, it was nineteen times). That is
+# what a generative model is for.
 #
 # The truth is projected by the function that makes targets, with a window as wide as the box: its node i lies at i
 # times the spacing, as on the canvas.
