@@ -183,7 +183,7 @@ class _Run:
         workload: Workload = self._plan(manifest, self.remake or ())
         if workload.outstanding:
             passing(Step.AFTER_PLANNING)
-            prepare_root(self.layout.root)
+            prepare_root(self.layout)
             replaces = self.refresh or self.remake
             staging = staging_kept(self.layout, self.run_id) if replaces else nullcontext()
             with noted_signals() as self.signals, staging:

@@ -114,7 +114,7 @@ def import_samples(
     _check_settings(older, config)
     layout = DatasetLayout(config.output_root, config.set_name)
     manifest = open_dataset(layout, config)
-    prepare_root(layout.root)
+    prepare_root(layout)
     importer = _Importer(older, config, manifest, checked)
     run_id = new_run_id()
     records: list[SimulationRecord] = []

@@ -6,6 +6,7 @@ from pathlib import Path
 from bind_core.config import DatasetConfig
 from bind_core.errors import ConfigurationError
 from storage.files import StorageFullError, remove_stale_temporaries, write_bytes
+from storage.layout import DatasetLayout
 
 PATH_SETTINGS = ("dmo_base", "hydro_base", "catalogue_base", "parameter_file", "output_root")
 
@@ -20,7 +21,7 @@ def with_absolute_paths(config: DatasetConfig) -> DatasetConfig:
     return config.model_copy(update=paths)
 
 
-def prepare_root(root: Path) -> None:
+def prepare_root(layout: DatasetLayout) -> None:
     """Make the root of a data set, remove what killed runs left half written in it, and try to write there.
 
     A run that cannot keep its results had better end before it has read anything.
@@ -32,9 +33,10 @@ def prepare_root(root: Path) -> None:
     StorageFullError
         If the disk or the quota is full.
     """
+    root = layout.root
     probe = root / _PROBE
     try:
-        for folder in (root, *_folders_in(root)):
+        for folder in _swept_folders(layout):
             remove_stale_temporaries(folder)
         write_bytes(probe, bytes(_PROBE_BYTES))
         probe.unlink(missing_ok=True)
@@ -47,9 +49,15 @@ def prepare_root(root: Path) -> None:
         ) from error
 
 
-def _folders_in(root: Path) -> list[Path]:
-    """Return the folders of statistics, reports, tags and the like, which lie one level below the root."""
-    return sorted(entry for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else []
+def _swept_folders(layout: DatasetLayout) -> list[Path]:
+    """Return the root, the folders of statistics, reports, tags and the like below it, and all that runs work in.
+
+    Folders of samples are swept when samples are written to them: there may be very many.
+    """
+    if not layout.root.is_dir():
+        return []
+    work = [Path(folder) for folder, _, _ in os.walk(layout.work_folder)]
+    return [layout.root, *sorted(entry for entry in layout.root.iterdir() if entry.is_dir()), *work]
 
 
 def is_folder(path: Path) -> bool:

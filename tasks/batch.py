@@ -108,7 +108,7 @@ class BatchRun:
 
     def _make(self, workload: Workload, manifest: Manifest) -> dict[str, int]:
         passing(Step.AFTER_PLANNING)
-        prepare_root(self.layout.root)
+        prepare_root(self.layout)
         table = read_parameter_table(find_parameter_file(self.config))
         made: dict[str, int] = {}
         # What checks the rows takes long to import, and is needed only when the first block is done.

@@ -47,7 +47,7 @@ def repair(
         layout = layout_at(dataset)
         manifest = open_dataset(layout, config)
         if not dry_run:
-            prepare_root(layout.root)
+            prepare_root(layout)
         result = _audited(layout, depth, threads)
         plan = plan_repair(layout, manifest, _concerned(result.findings, refresh))
         if not as_json:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from batch_runs import REPOSITORY, digests, is_whole, temporaries, wait_for
+from batch_runs import REPOSITORY, digests, is_whole, wait_for
 from command_line import PROGRAM
 from flow_runs import Family, configuration, ranks_below
 from served_platform import ServedPlatform, serving
@@ -92,7 +92,7 @@ def test_an_ended_run_can_be_resumed(suite: MockSuite, tmp_path: Path, family: F
     short = {"strata": [Stratum(rotations=40)], "ranks": 1}
     config = configuration(suite, tmp_path / "dataset", **short)
     process = start(config, family, tmp_path)
-    wait_for(lambda: temporaries(config.output_root) or digests(config.output_root), "the first sample", 120)
+    wait_for(lambda: digests(config.output_root), "the first sample", 120)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGINT, errors
