@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from platform_fixtures import first_run, platform  # noqa: F401  (fixtures)
+from soak_runs import totals
 from xdist.scheduler import LoadScopeScheduling
 
 from bind_core.config import DatasetConfig
@@ -38,6 +39,15 @@ class _Together(LoadScopeScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Together:
     """Say how the tests are shared out where several processes run them."""
     return _Together(config, log)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which seeds the soak went through, and what was killed."""
+    passed = terminalreporter.stats.get("passed", [])
+    stories = [story for report in passed for name, story in report.user_properties if name == "soak"]
+    if stories:
+        terminalreporter.section("soak")
+        terminalreporter.write_line("\n".join([*stories, totals(stories)]))
 
 
 @pytest.fixture(scope="session")
