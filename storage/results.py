@@ -42,6 +42,8 @@ class SimulationResult:
     """Wall time by phase, on rank 0 of the node."""
     error: str = ""
     """Why it was not made, if that was for another reason than its input."""
+    lasting: bool = False
+    """Whether that reason stays: making it again in the same place would end likewise."""
 
     def to_json(self) -> str:
         """Return the result as JSON that `from_json` reads back to an equal one."""
@@ -53,6 +55,7 @@ class SimulationResult:
                 "input_digests": self.input_digests,
                 "seconds": self.seconds,
                 "error": self.error,
+                "lasting": self.lasting,
             }
         )
 

@@ -42,6 +42,7 @@ from storage.replacement import staging_kept
 from storage.results import SimulationResult
 from tasks.block_files import result_file
 from tasks.launchers import MISMATCH_STATUS
+from tasks.node_memory import InsufficientMemoryError, NodeMemory, node_memory
 from tasks.progress import Progress, ProgressSink
 from tasks.rank_messages import RankMessages
 from tasks.read_ahead import ReadAhead, reads_ahead
@@ -73,7 +74,7 @@ def project_block(
     progress : callable
         Called on any rank, some times a second.
     on_result : callable
-        Called with each simulation's result as soon as it is there, on one rank; not with results that are errors.
+        Called with each simulation's result as soon as it is there, on one rank; not with errors that may pass.
     on_simulation : callable
         Called on every rank with the name of each simulation that it begins.
     ranks_per_node : int, optional
@@ -100,7 +101,8 @@ def project_block(
         full = ""
         ahead: ReadAhead[Share] = ReadAhead(node.bcast(reads_ahead(plan.config)))
         with ahead:
-            jobs = _jobs(node, plan, plan.simulations[node_number::nodes], progress, ahead)
+            memory = node_memory() if node.rank == 0 else None
+            jobs = _jobs(node, plan, plan.simulations[node_number::nodes], progress, ahead, memory)
             for job in jobs:
                 name = job.simulation.simulation
                 on_simulation(name)
@@ -113,7 +115,7 @@ def project_block(
                     full = str(caught)  # the others would be read for nothing
                     result = SimulationResult(name, error=full)
                 mine.append(result)
-                if not result.error:
+                if not result.error or result.lasting:
                     together(node, partial(on_result, result) if node.rank == 0 else lambda: None)
     except BindDataError as caught:  # on all ranks of this node, but not on other nodes
         error = caught
@@ -186,8 +188,9 @@ def _jobs(
     simulations: Sequence[SimulationPlan],
     progress: ProgressSink,
     ahead: ReadAhead["Share"],
+    memory: NodeMemory | None,
 ) -> list["SimulationJob"]:
-    jobs = [SimulationJob(node, plan, simulation, progress, ahead) for simulation in simulations]
+    jobs = [SimulationJob(node, plan, simulation, progress, ahead, memory) for simulation in simulations]
     for job, successor in pairwise(jobs):
         job.successor = successor
     return jobs
@@ -203,6 +206,8 @@ def _result_of(job: "SimulationJob") -> SimulationResult:
         return SimulationResult(name, findings=(unreadable(name, error),))
     except StorageFullError:
         raise
+    except InsufficientMemoryError as error:
+        return SimulationResult(name, error=str(error), lasting=True)
     except BindDataError as error:
         return SimulationResult(name, error=str(error))
 
@@ -248,6 +253,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for finding in result.findings:
             level = logging.ERROR if finding.severity is Severity.ERROR else logging.WARNING
             messages.say(level, finding.message, finding.simulation)
+        if result.error:
+            messages.say(logging.ERROR, result.error, result.simulation)
         passing(Step.WITHIN_RESULT)
         write_bytes(result_file(options.plan.parent, result.simulation), result.to_json().encode())
 
@@ -258,7 +265,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         plan = BlockPlan.from_json(options.plan.read_bytes(), options.plan)
         with _staging(comm, plan):
             results = project_block(comm, plan, print_progress, on_result=save, on_simulation=messages.begin)
-        errors = comm.bcast([(result.error, result.simulation) for result in results if result.error])
+        errors = comm.bcast(
+            [(result.error, result.simulation) for result in results if result.error and not result.lasting]
+        )
     except JobMismatchError as error:
         if comm.rank == 0:
             messages.say(logging.ERROR, str(error))

@@ -3,23 +3,16 @@
 Knows no Prefect.
 """
 
-import os
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from bind_core.config import DatasetConfig
+from bind_core.memory_need import GIB
+from tasks.node_memory import memory_bytes
 
 Value = TypeVar("Value")
-
-_GIB = 1 << 30
-_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-
-_SLURM_LIMIT = "SLURM_MEM_PER_NODE"
-"""Variable with the memory of a SLURM job on each node, in MiB; its control group is not the one of these files."""
 
 
 class ReadAhead(Generic[Value]):
@@ -71,14 +64,4 @@ class ReadAhead(Generic[Value]):
 
 def reads_ahead(config: DatasetConfig) -> bool:
     """Return whether this machine has the memory that a configuration asks for before anything is read ahead."""
-    return memory_bytes() >= config.read_ahead_memory * _GIB
-
-
-def memory_bytes() -> int:
-    """Return the memory that this process may use: the machine's, or what its control group or SLURM job allows."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for file in _CGROUP_LIMITS:
-        with suppress(OSError, ValueError):
-            memory = min(memory, int(file.read_text()))
-    of_job = os.environ.get(_SLURM_LIMIT, "")
-    return min(memory, int(of_job) << 20) if of_job.isdecimal() and int(of_job) else memory
+    return memory_bytes() >= config.read_ahead_memory * GIB

@@ -19,6 +19,7 @@ from bind_core.findings import Finding, blocks
 from bind_core.input_checks import unreadable
 from bind_core.inputs import snapshot_digests
 from bind_core.maps import input_maps, target_map
+from bind_core.memory_need import MAPS_MEMORY, map_bytes_per_sample, maps_per_sample, memory_need
 from bind_core.mesh import ParticleMesh, cell_counts, cells_per_side_for, scatter
 from bind_core.particles import ComponentSource, component_source, read_slices, share_of
 from bind_core.plan import BlockPlan, SimulationPlan, Target
@@ -31,13 +32,10 @@ from storage.layout import DatasetLayout
 from storage.replacement import staged_path
 from storage.results import SampleRecord, SimulationResult
 from storage.samples import write_sample
+from tasks.node_memory import InsufficientMemoryError, NodeMemory
 from tasks.progress import Progress, ProgressSink
 from tasks.read_ahead import ReadAhead
 from tasks.shared_memory import dealt_out, shared_array, together
-
-MAPS_MEMORY = 2 << 30
-"""Bytes of finished maps that may wait in memory; a simulation with more samples is done in several passes."""
-
 
 Result = TypeVar("Result")
 
@@ -87,6 +85,7 @@ class SimulationJob:
         simulation: SimulationPlan,
         progress: ProgressSink,
         ahead: ReadAhead["Share"],
+        memory: NodeMemory | None,
     ) -> None:
         self.node = node
         self.config = plan.config
@@ -96,6 +95,7 @@ class SimulationJob:
         self.layout = DatasetLayout(plan.config.output_root, plan.config.set_name)
         self.progress = progress
         self.ahead = ahead
+        self.memory = memory
         self.successor: SimulationJob | None = None
         self.seconds: dict[str, float] = {}
         self._opened: _Inputs | None = None
@@ -105,8 +105,8 @@ class SimulationJob:
         """Read, project and write everything."""
         inputs = self.inputs()
         self._on_first_rank(self._remove_leftovers)
-        shape = (self.maps_per_sample, self.config.resolution, self.config.resolution)
-        per_batch = max(1, MAPS_MEMORY // (int(np.prod(shape)) * 4))
+        shape = (maps_per_sample(self.config), self.config.resolution, self.config.resolution)
+        per_batch = max(1, MAPS_MEMORY // map_bytes_per_sample(self.config))
         targets = self.simulation.targets
         records: list[SampleRecord] = []
         findings: list[Finding] = []
@@ -127,15 +127,12 @@ class SimulationJob:
         ------
         SnapshotError
             If a snapshot is not there or its header cannot be read.
+        InsufficientMemoryError
+            If the node has not enough memory for what the headers count.
         """
         if self._opened is None:
             self._opened = self._on_first_rank(self._open)
         return self._opened
-
-    @property
-    def maps_per_sample(self) -> int:
-        """Condition and context maps, then one for each pass over the hydrodynamic run."""
-        return 1 + len(self.config.context_sizes) + len(self.passes) - 1
 
     def _open(self) -> _Inputs:
         files = find_simulation(self.simulation.simulation, self.config)
@@ -145,8 +142,12 @@ class SimulationJob:
                     f"{inputs.folder}: expected one of {', '.join(inputs.expected)}, found none. The files were there "
                     "when this run began."
                 )
+        headers = {inputs.role: read_header(inputs.files[0]) for inputs in (files.dmo, files.hydro)}
+        if self.memory is not None:  # before the files are divided into pieces, of which there may be too many already
+            samples, ranks = len(self.simulation.targets), self.node.size
+            self.memory.require(memory_need(self.simulation.simulation, self.config, headers, samples, ranks))
         return _Inputs(
-            headers={inputs.role: (read_header(inputs.files[0]),) for inputs in (files.dmo, files.hydro)},
+            headers={role: (header,) for role, header in headers.items()},
             sources={component: self._source(component, files) for component in self.passes},
         )
 
@@ -210,7 +211,7 @@ class SimulationJob:
             return
         try:
             source = self.inputs().sources[component]
-        except SnapshotError:
+        except (SnapshotError, InsufficientMemoryError):
             return  # it is raised again, and dealt with, when the simulation's turn comes
         if isinstance(source, ComponentSource):
             self.ahead.start(self._key(component), partial(self._read_share, source))

@@ -28,6 +28,7 @@ BATCH = (
     "tasks.simulation_job",
     "tasks.batch",
     "tasks.read_ahead",
+    "tasks.node_memory",
     "tasks.shared_memory",
     "tasks.progress",
 )
@@ -130,6 +131,7 @@ WRITES_DIRECTLY = {
     "storage.faults": "it fills up a disk, for tests",
     "storage.mock_formats": "inputs for demonstrations and tests, written aside and renamed as a whole",
     "storage.mock_defects": "inputs for tests, spoilt while they are aside",
+    "storage.heartbeat": "a sign of life has no content that could be half written",
     "storage.tables": "the Delta library writes, and each commit is flushed",
     "storage.shards": "zarr writes into an unfinished pack, whose files are flushed and which is renamed as a whole",
     "storage.array_groups": "zarr writes, as for a pack",

@@ -12,7 +12,8 @@ from bind_core.errors import SnapshotError
 from bind_core.snapshot import Component
 from storage.mock_suite import Defect, MockFormat, MockSuite, SnapshotLayout, write_mock_suite
 from tasks import simulation_job
-from tasks.read_ahead import ReadAhead, memory_bytes, reads_ahead
+from tasks.node_memory import memory_bytes
+from tasks.read_ahead import ReadAhead, reads_ahead
 
 ALWAYS, NEVER = 0.0, 1e9
 
