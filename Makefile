@@ -17,7 +17,7 @@ help:
 	@echo "make bench    speed, as ratios"
 	@echo "make install  the environment alone, in $(VENV)"
 	@echo "make pylians  the field's reference CIC, compiled from source (5 minutes)"
-	@echo "make clean    remove the environment and the demo"
+	@echo "make clean    remove the environment, the demo and the tutorial"
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed and none is on the search path. Install one, or say which: make PYTHON=/path/to/python3.11" >&2; exit 1; }
@@ -73,4 +73,4 @@ bench: $(VENV)/.developed $(VENV)/.pylians
 	@$(BIN)/python -m bench
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo build
