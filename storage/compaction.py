@@ -37,7 +37,7 @@ TARGET_BYTES = 32 * 2**20
 LEFTOVER_AGE = timedelta(days=1)
 """Age from which a file that no version refers to is a leftover; before, a writer may be about to commit it."""
 
-_COMMIT_RETRIES = 200
+COMMIT_RETRIES = 200
 _MOST_SMALL_FILES = 32
 _ROWS_PER_GROUP = 1 << 14
 """Few enough that the rows of some simulations are found by reading a small part of a merged file."""
@@ -47,9 +47,9 @@ _LOG_ENTRY = re.compile(r"\d{20}\.json")
 _DATA_FILE = re.compile(r".+\.parquet(#\d+)?")
 
 
-def commit_properties(metadata: dict[str, str]) -> CommitProperties:
-    """Return how to commit: with what a commit says of itself, and again where another writer was faster."""
-    return CommitProperties(custom_metadata=metadata, max_commit_retries=_COMMIT_RETRIES)
+def commit_properties(metadata: dict[str, str], retries: int = COMMIT_RETRIES) -> CommitProperties:
+    """Return how to commit: with what a commit says of itself, and how often again where another writer was faster."""
+    return CommitProperties(custom_metadata=metadata, max_commit_retries=retries)
 
 
 def flush_commit(path: Path) -> None:

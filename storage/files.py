@@ -180,7 +180,7 @@ def held(path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if _lock(stream) is not False:
+            if try_lock(stream) is not False:
                 path.unlink(missing_ok=True)
 
 
@@ -188,7 +188,7 @@ def is_held(path: Path) -> bool:
     """Whether a living process is in the context `held` of a file; on a file system without locks, since a day ago."""
     try:
         with path.open("r+b") as stream:
-            locked = _lock(stream)
+            locked = try_lock(stream)
             return time.time() - os.fstat(stream.fileno()).st_mtime < _LEFT_BEHIND if locked is None else not locked
     except FileNotFoundError:
         return False
@@ -226,7 +226,7 @@ def _locked_temporary(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
         # Unlike those of `tempfile`, the file gets the permissions that the user's umask gives to any file.
         with temporary.open("xb") as stream:
             try:
-                if _lock(stream) is not False and os.fstat(stream.fileno()).st_nlink:
+                if try_lock(stream) is not False and os.fstat(stream.fileno()).st_nlink:
                     yield temporary, stream
                     return
             finally:
@@ -234,10 +234,18 @@ def _locked_temporary(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
         # Somebody took it for a leftover before it was locked.
 
 
-def _lock(stream: IO[bytes]) -> bool | None:
-    """Lock a file; return whether that worked, or None where the file system knows no locks."""
+def try_lock(stream: IO[bytes], *, shared: bool = False) -> bool | None:
+    """Lock a file until it is closed; return whether that worked, or None where the file system knows no locks.
+
+    Parameters
+    ----------
+    stream : file object
+        Open for writing, which network file systems ask for.
+    shared : bool
+        Let others lock it in the same way.
+    """
     try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in _NO_LOCKS:
             return None
@@ -250,7 +258,7 @@ def _lock(stream: IO[bytes]) -> bool | None:
 def _removed_if_stale(temporary: Path) -> bool:
     try:
         with temporary.open("r+b") as stream:  # locks on a network file system are for files open for writing
-            locked = _lock(stream)
+            locked = try_lock(stream)
             unused = time.time() - os.fstat(stream.fileno()).st_mtime
             stale = unused > _LEFT_BEHIND if locked is None else locked
             if stale:

@@ -125,6 +125,11 @@ class DatasetLayout:
         return self.work_folder / "commit.lock"
 
     @property
+    def lease_folder(self) -> Path:
+        """Who has the right to write to the data set, or had it last."""
+        return self.work_folder / "leases"
+
+    @property
     def staging_folder(self) -> Path:
         """Samples that were made anew and wait for their rows to be committed."""
         return self.root / ".staged"

@@ -4,8 +4,6 @@ A sample exists if, and only if, the table ``samples`` has a row for it. Every c
 versions can be read back.
 """
 
-import getpass
-import os
 import socket
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -21,14 +19,17 @@ from bind_core.config import DatasetConfig
 from bind_core.errors import BindDataError, ConfigurationError
 from storage.columns import SAMPLES, SIMULATIONS, ManifestError, TableForm
 from storage.commits import ManifestVersion, version_of
-from storage.compaction import keep_compact
+from storage.compaction import COMMIT_RETRIES, keep_compact
 from storage.declared_transforms import other_transforms, with_transforms_of
 from storage.faults import Step, passing
 from storage.files import one_at_a_time, sha256_of, write_bytes
 from storage.layout import DatasetLayout
+from storage.lease import Lease
+from storage.process_identity import user_name
 from storage.replacement import NewFile, OldFile, Replacement, announce, finish, finish_interrupted, unfinished
 from storage.tables import (
     BEFORE_THE_FIRST,
+    OutrunError,
     append_rows,
     one_of,
     open_table,
@@ -57,11 +58,16 @@ class Manifest:
         Where the data set lies.
     config : DatasetConfig, optional
         The configuration of this run; needed to commit. `open_dataset` checks it against the recorded one.
+    lease : Lease, optional
+        The right to write, which is checked before each commit.
     """
 
-    def __init__(self, layout: DatasetLayout, config: DatasetConfig | None = None) -> None:
+    def __init__(
+        self, layout: DatasetLayout, config: DatasetConfig | None = None, lease: Lease | None = None
+    ) -> None:
         self.layout = layout
         self.config = config
+        self.lease = lease
 
     def exists(self) -> bool:
         """Whether anything was ever committed."""
@@ -184,6 +190,8 @@ class Manifest:
         ManifestError
             If rows do not match their schema, belong to another run or configuration, or name a sample that
             exists already. Nothing is written then.
+        LeaseLostError
+            If the right to write was lost.
         StorageFullError
             If the disk or the quota is full.
         """
@@ -192,7 +200,7 @@ class Manifest:
         if attempts.is_empty():
             raise ManifestError("A commit needs at least one row for the table 'simulations', but got none.")
         new = None if samples is None or samples.is_empty() else self._checked(samples, SAMPLES, run_id)
-        # Of two first commits, and of two that replace rows, the Delta library would refuse one.
+        # The Delta library lets one of two commits that would be the same version win. With this lock, they seldom meet.
         with one_at_a_time(self.layout.commit_lock):
             return self._commit(new, attempts, frozenset(replaced), staged, metadata)
 
@@ -204,20 +212,39 @@ class Manifest:
         staged: Mapping[str, str],
         metadata: dict[str, str],
     ) -> int:
-        if new is not None:
-            self._refuse_existing(new, replaced)
         self._record_configuration()
         passing(Step.BETWEEN_RENAME_AND_COMMIT)
-        if replaced:
-            self._replace(new, replaced, staged, metadata)
-        elif new is not None:
-            append_rows(self.layout.samples_table, new, metadata | {"samples_added": str(new.height)})
+        for attempts_left in reversed(range(COMMIT_RETRIES)):
+            try:
+                self._commit_samples(new, replaced, staged, metadata)
+                break
+            except OutrunError:  # by a run that writes other simulations, or by one that took this one for dead
+                if not attempts_left:
+                    raise
         version = self.version
         passing(Step.WITHIN_COMMIT)
         append_rows(self.layout.simulations_table, attempts, metadata | {"samples_version": str(version)})
         for table in (self.layout.samples_table, self.layout.simulations_table):
             keep_compact(table, metadata, datetime.now(UTC))
         return version
+
+    def _commit_samples(
+        self,
+        new: pl.DataFrame | None,
+        replaced: frozenset[str],
+        staged: Mapping[str, str],
+        metadata: dict[str, str],
+    ) -> None:
+        """Commit samples on top of what the manifest holds while the right to write is ours: that, or nothing."""
+        version = self.version
+        if self.lease is not None:
+            self.lease.check()
+        if new is not None:
+            self._refuse_existing(new, replaced, version)
+        if replaced:
+            self._replace(new, replaced, staged, metadata, version)
+        elif new is not None:
+            append_rows(self.layout.samples_table, new, metadata | {"samples_added": str(new.height)}, version)
 
     def remove_duplicates(self, run_id: str) -> int:
         """Keep one row of each sample: the one that its file is of, if there is such.
@@ -237,7 +264,8 @@ class Manifest:
             return self._remove_duplicates(metadata)
 
     def _remove_duplicates(self, metadata: dict[str, str]) -> int:
-        samples = self.samples()
+        version = self.version
+        samples = self.samples(version)
         twice = samples.filter(pl.col("sample_id").is_duplicated())
         if twice.is_empty():
             return 0
@@ -247,7 +275,7 @@ class Manifest:
         kept = rows.with_columns(own=pl.Series(of_the_file)).sort("own", descending=True, maintain_order=True)
         kept = kept.unique("sample_id", keep="first", maintain_order=True).drop("own")
         counts = {"samples_added": "0", "samples_removed": str(rows.height - kept.height)}
-        overwrite_rows(self.layout.samples_table, kept, simulations, metadata | counts)
+        overwrite_rows(self.layout.samples_table, kept, simulations, metadata | counts, version)
         return rows.height - kept.height
 
     def _is_of_its_file(self, path: str, sha256: str) -> bool:
@@ -281,16 +309,21 @@ class Manifest:
         return checked
 
     def _replace(
-        self, new: pl.DataFrame | None, replaced: frozenset[str], staged: Mapping[str, str], metadata: dict[str, str]
+        self,
+        new: pl.DataFrame | None,
+        replaced: frozenset[str],
+        staged: Mapping[str, str],
+        metadata: dict[str, str],
+        version: int,
     ) -> None:
-        """Exchange rows in one commit, and then the files."""
-        going = read_rows(self.layout.samples_table, SAMPLES, where=one_of("sample_id", replaced))
+        """Exchange rows in one commit, the one after `version`, and then the files."""
+        going = read_rows(self.layout.samples_table, SAMPLES, version, where=one_of("sample_id", replaced))
         coming = going.clear() if new is None else new
         simulations = sorted({*going["simulation"], *coming["simulation"]})
         if not simulations:
             return
         of_these = one_of("simulation", simulations)
-        before = read_rows(self.layout.samples_table, SAMPLES, where=of_these)
+        before = read_rows(self.layout.samples_table, SAMPLES, version, where=of_these)
         rows = pl.concat([before.filter(~pl.col("sample_id").is_in(list(replaced))), coming])
         replacement = Replacement(
             metadata["run_id"],
@@ -304,12 +337,16 @@ class Manifest:
         journal = announce(self.layout, replacement)
         passing(Step.BEFORE_REPLACEMENT)
         counts = {"samples_added": str(coming.height), "samples_removed": str(going.height)}
-        overwrite_rows(self.layout.samples_table, rows, simulations, metadata | counts)
+        try:
+            overwrite_rows(self.layout.samples_table, rows, simulations, metadata | counts, version)
+        except OutrunError:
+            journal.unlink()  # the next attempt writes its own
+            raise
         finish(self.layout, replacement, journal)
 
-    def _refuse_existing(self, new: pl.DataFrame, replaced: frozenset[str]) -> None:
-        of_these_simulations = one_of("simulation", new["simulation"].unique())
-        known = read_rows(self.layout.samples_table, SAMPLES, columns=["sample_id"], where=of_these_simulations)
+    def _refuse_existing(self, new: pl.DataFrame, replaced: frozenset[str], version: int) -> None:
+        of_these = one_of("simulation", new["simulation"].unique())
+        known = read_rows(self.layout.samples_table, SAMPLES, version, columns=["sample_id"], where=of_these)
         again = sorted(set(new["sample_id"]) & set(known["sample_id"]) - replaced)
         if again:
             more = f" and {len(again) - _SHOWN_IDS} more" if len(again) > _SHOWN_IDS else ""
@@ -348,7 +385,9 @@ class Manifest:
             write_bytes(path, text)
 
 
-def open_dataset(layout: DatasetLayout, config: DatasetConfig, *, refresh: bool = False) -> Manifest:
+def open_dataset(
+    layout: DatasetLayout, config: DatasetConfig, lease: Lease | None = None, *, refresh: bool = False
+) -> Manifest:
     """Open the manifest of a data set for a run, which may be its first.
 
     Settings that do not decide what is in a sample may differ from the recorded ones: paths, strata, workers.
@@ -360,6 +399,8 @@ def open_dataset(layout: DatasetLayout, config: DatasetConfig, *, refresh: bool 
         Where the data set lies, or will lie.
     config : DatasetConfig
         The configuration of this run.
+    lease : Lease, optional
+        The right to write that the run has got.
     refresh : bool
         The run makes samples anew that were made with other settings: these may differ too.
 
@@ -370,7 +411,7 @@ def open_dataset(layout: DatasetLayout, config: DatasetConfig, *, refresh: bool 
     ConfigurationError
         If the recorded configuration cannot be read.
     """
-    manifest = Manifest(layout, config)
+    manifest = Manifest(layout, config, lease)
     recorded = recorded_configuration(layout.root)
     if recorded is not None and recorded.digest != config.digest and not refresh:
         raise ConfigurationMismatchError(_differences(layout, recorded.content, config.content))
@@ -430,11 +471,3 @@ def _differences(layout: DatasetLayout, recorded: dict[str, Any], current: dict[
         "samples anew."
     )
     return "\n".join(lines)
-
-
-def user_name() -> str:
-    """Return who runs this process; a number where the user has no name."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a user id without a name, as in some containers
-        return str(os.getuid())

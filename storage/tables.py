@@ -8,13 +8,18 @@ from typing import Any
 
 import polars as pl
 from deltalake import DeltaTable, write_deltalake
-from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from pyarrow import Table, schema, string
 from pyarrow.types import is_large_string
 
 from storage.columns import ManifestError, TableForm
-from storage.compaction import AFTER_COMMIT, TABLE_SETTINGS, commit_properties, flush_commit
+from storage.compaction import AFTER_COMMIT, COMMIT_RETRIES, TABLE_SETTINGS, commit_properties, flush_commit
 from storage.files import StorageFullError, make_folder
+
+
+class OutrunError(ManifestError):
+    """A commit that was to follow a version which another commit has followed meanwhile. Nothing was committed."""
+
 
 BEFORE_THE_FIRST = -1
 """The version of a table to which nothing was committed yet."""
@@ -169,49 +174,69 @@ def one_of(column: str, texts: Iterable[str]) -> pl.Expr:
     return pl.col(column).is_in(pl.Series(list(texts), dtype=pl.String).implode())
 
 
-def overwrite_rows(path: Path, rows: pl.DataFrame, simulations: Sequence[str], metadata: dict[str, str]) -> None:
-    """Replace all rows of some simulations in one commit; raises as `append_rows` does."""
+def overwrite_rows(
+    path: Path, rows: pl.DataFrame, simulations: Sequence[str], metadata: dict[str, str], version: int
+) -> None:
+    """Replace all rows of some simulations in one commit, the one after `version`; raises as `append_rows` does."""
     names = ", ".join("'" + name.replace("'", "''") + "'" for name in simulations)
-    with _failures_explained(path, rows):
+    with _failures_explained(path, rows, version):
         write_deltalake(
-            path,
+            DeltaTable(path, version=version),
             _plain(rows),
             mode="overwrite",
             predicate=f"simulation IN ({names})",
-            commit_properties=commit_properties(metadata),
+            commit_properties=commit_properties(metadata, retries=0),
             post_commithook_properties=AFTER_COMMIT,
         )
         flush_commit(path)
 
 
-def append_rows(path: Path, rows: pl.DataFrame, metadata: dict[str, str]) -> None:
+def append_rows(path: Path, rows: pl.DataFrame, metadata: dict[str, str], version: int | None = None) -> None:
     """Add rows to a table in one commit; the first one makes the table.
+
+    Parameters
+    ----------
+    path : Path
+        Folder of the table.
+    rows : DataFrame
+        At least one.
+    metadata : dict
+        What the commit says of itself.
+    version : int, optional
+        Make it the commit after this version, `BEFORE_THE_FIRST` for the first, or none; after any by default.
 
     Raises
     ------
+    OutrunError
+        If it would not be the commit after `version`, since another was faster. Nothing was committed.
     StorageFullError
         If the disk or the quota is full.
     ManifestError
         If they cannot be committed for another reason.
     """
     make_folder(path)
-    with _failures_explained(path, rows):
+    with _failures_explained(path, rows, version):
         write_deltalake(
-            path,
+            path if version in (None, BEFORE_THE_FIRST) else DeltaTable(path, version=version),
             _plain(rows),
-            mode="append",
+            mode="error" if version == BEFORE_THE_FIRST else "append",
             configuration=None if table_exists(path) else TABLE_SETTINGS,
-            commit_properties=commit_properties(metadata),
+            commit_properties=commit_properties(metadata, retries=COMMIT_RETRIES if version is None else 0),
             post_commithook_properties=AFTER_COMMIT,
         )
         flush_commit(path)
 
 
 @contextmanager
-def _failures_explained(path: Path, rows: pl.DataFrame) -> Iterator[None]:
+def _failures_explained(path: Path, rows: pl.DataFrame, version: int | None) -> Iterator[None]:
     try:
         yield
     except (DeltaError, OSError) as error:
         if f"os error {errno.ENOSPC}" in str(error) or f"os error {errno.EDQUOT}" in str(error):
             raise StorageFullError.at(path, "no space left") from error
-        raise ManifestError(f"Cannot commit {rows.height} rows to the table {path}: {error}") from error
+        said = f"Cannot commit {rows.height} rows to the table {path}: {error}"
+        # Of two first commits, the slower one is told by a mere DeltaError that there is a table.
+        first = version == BEFORE_THE_FIRST and table_exists(path)
+        if version is not None and (first or isinstance(error, CommitFailedError)):
+            raise OutrunError(f"{said}. Another commit was faster.") from error
+        raise ManifestError(said) from error

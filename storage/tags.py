@@ -16,7 +16,7 @@ from bind_core.errors import BindDataError
 from bind_core.records import RecordError, record_from_json
 from storage.files import write_bytes
 from storage.layout import DatasetLayout
-from storage.manifest import user_name
+from storage.process_identity import user_name
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")

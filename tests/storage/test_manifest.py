@@ -226,10 +226,10 @@ def test_a_crash_between_the_tables_leaves_samples_that_exist(dataset, monkeypat
     """If a commit dies after its samples, they exist, and the next run records their simulation."""
     append = manifest_module.append_rows
 
-    def die(path, rows, metadata) -> None:
+    def die(path, rows, metadata, version=None) -> None:
         if path == dataset.layout.simulations_table:
             raise KeyboardInterrupt
-        append(path, rows, metadata)
+        append(path, rows, metadata, version)
 
     monkeypatch.setattr(manifest_module, "append_rows", die)
     with pytest.raises(KeyboardInterrupt):
