@@ -24,8 +24,8 @@ PATIENCE = 300
 """Seconds after which a run counts as hanging."""
 _LONGEST_PAUSE = 1.5
 _MOST_KILLS = 4
-_LATEST = 1.1
-"""Moment of the last kills, in durations of an undisturbed run: the machine may be slower than it was then."""
+_LATEST = 1.0
+"""Moment of the last kills, in durations of an undisturbed run."""
 _MOST_ATTEMPTS = 12
 _KEPT_WORDS = 3000
 _HELD = "DatasetHeldError"
