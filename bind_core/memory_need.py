@@ -5,19 +5,22 @@ run can do without, while the processes around them differ from machine to machi
 formula for people.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from bind_core.config import DatasetConfig
+from bind_core.config import DatasetConfig, LauncherName
 from bind_core.field_reading import FieldPass, ParticlePass, passes_of
 from bind_core.mesh import cells_per_side_for
 from bind_core.particles import particle_types
+from bind_core.runners import RunnerName
 from bind_core.snapshot import Component, SnapshotHeader
 from bind_core.suite import Role
 
 GIB = 1 << 30
+_UNIT = 1024
 
 MAPS_MEMORY = 2 << 30
 """Bytes of finished maps that may wait in memory; a simulation with more samples is done in several passes."""
@@ -66,8 +69,8 @@ class MemoryNeed:
     def __str__(self) -> str:
         """Return how it comes about, as part of a sentence."""
         return (
-            f"{shown_gib(self.particle_bytes)} for {self.particles:,} particles of {self.component} while they are "
-            f"sorted, {shown_gib(self.map_bytes)} for maps"
+            f"{shown_bytes(self.particle_bytes)} for {self.particles:,} particles of {self.component} while they are "
+            f"sorted, {shown_bytes(self.map_bytes)} for maps"
         )
 
 
@@ -79,6 +82,20 @@ def maps_per_sample(config: DatasetConfig) -> int:
 def map_bytes_per_sample(config: DatasetConfig) -> int:
     """Return the size of a sample's maps in memory, in bytes."""
     return maps_per_sample(config) * config.resolution**2 * np.dtype(np.float32).itemsize
+
+
+def job_memory(config: DatasetConfig) -> int | None:
+    """Return the bytes that a block's SLURM job asks for on each node; None if there is no such job or it does not say.
+
+    Where a job is started in another way, it has what it finds.
+    """
+    submitted = config.dask.slurm if config.runner is RunnerName.DASK else config.launcher is LauncherName.SBATCH
+    return config.slurm_job.memory_bytes if submitted else None
+
+
+def ranks_per_node(config: DatasetConfig) -> int:
+    """Return how many ranks of a block share a node."""
+    return math.ceil(config.ranks / config.slurm_job.nodes) if config.launcher is LauncherName.SBATCH else config.ranks
 
 
 def memory_need(
@@ -132,6 +149,11 @@ def _count_and_width(component: ParticlePass, header: SnapshotHeader, config: Da
     return count, _POSITION_BYTES + (_MASS_BYTES if own else 0)
 
 
-def shown_gib(number: float) -> str:
-    """Return a number of bytes in GiB, for people: with three digits, or in MiB where it is small."""
-    return f"{number / GIB:,.2f} GiB" if number >= GIB / 10 else f"{number / (1 << 20):,.2f} MiB"
+def shown_bytes(number: float) -> str:
+    """Return a number of bytes for people, in the binary unit that suits it."""
+    size, unit = float(number), "bytes"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if abs(size) < _UNIT:
+            break
+        size, unit = size / _UNIT, larger
+    return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.2f} {unit}"

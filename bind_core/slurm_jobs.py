@@ -5,6 +5,7 @@ import re
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 _OPTION = re.compile(r"--(?P<name>[a-z][a-z0-9-]*)(=\S.*)?")
+_SHIFTS = {"K": 10, "M": 20, "G": 30, "T": 40}
 # What a launcher decides itself, or what would keep it from finding its job or waiting for it.
 _RESERVED = {
     *("account", "cpus-per-task", "mem", "nodes", "ntasks", "partition", "time"),
@@ -39,6 +40,14 @@ class SlurmJobSettings(BaseModel):
         (), description="Further options of sbatch, such as --constraint=icelake or --exclusive; one an entry."
     )
     poll_interval: float = Field(10.0, ge=0.1, le=3600, description="Seconds between questions about a job's state.")
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """What `memory` is in bytes; None where that is not said, or is all that a node has."""
+        if self.memory is None:
+            return None
+        number, unit = int(self.memory.rstrip("KMGT")), self.memory[-1]
+        return number << _SHIFTS.get(unit, _SHIFTS["M"]) if number else None
 
     @field_validator("options")
     @classmethod

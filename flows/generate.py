@@ -51,6 +51,7 @@ from storage.workload import Workload
 from tasks.block_files import BLOCK_FILE, STOP_FILE, block_folder, progress_in, results_in
 from tasks.packaging import package_block
 from tasks.planning import plan_run
+from tasks.preflight import check_resources
 from tasks.progress import RunProgress, phases_of
 from tasks.projection import project_block
 from tasks.recording import record_block
@@ -183,6 +184,7 @@ class _Run:
         workload: Workload = self._plan(manifest, self.remake or ())
         if workload.outstanding:
             passing(Step.AFTER_PLANNING)
+            check_resources(self.config, manifest, workload, get_run_logger().warning)
             prepare_root(self.layout)
             replaces = self.refresh or self.remake
             staging = staging_kept(self.layout, self.run_id) if replaces else nullcontext()

@@ -3,6 +3,7 @@
 Knows no Prefect. Imported by the first rank only: the others need neither the manifest nor its libraries.
 """
 
+import os
 from contextlib import nullcontext
 from importlib import import_module
 from threading import Thread
@@ -26,6 +27,7 @@ from storage.results import SimulationResult
 from storage.summary import RunSummary, summarise
 from storage.summary_table import print_summary
 from storage.workload import Reason, Workload, has_any_file, plan_workload
+from tasks.preflight import check_resources, estimates
 from tasks.progress import RunProgress, phases_of
 from tasks.projection_job import project_block
 
@@ -85,7 +87,7 @@ class BatchRun:
             manifest.finish_interrupted()
         workload = plan_workload(self.config, manifest, names, refresh=self.refresh)
         if dry_run:
-            return self._print_plan(workload, skipped)
+            return self._print_plan(manifest, workload, skipped)
         made = self._make(workload, manifest) if workload.outstanding else {}
         return self._summary(manifest, plan_workload(self.config, manifest, names), made, skipped)
 
@@ -106,8 +108,17 @@ class BatchRun:
             )
         return present, tuple(name for name in names if name not in set(present))
 
+    @property
+    def _ranks_per_node(self) -> int:
+        """As many as the job has, and not more than a node has cores."""
+        return min(self.comm.size, os.cpu_count() or 1)
+
+    def _warn(self, message: str) -> None:
+        self.console.print(message, style="yellow", soft_wrap=True, highlight=False, markup=False)
+
     def _make(self, workload: Workload, manifest: Manifest) -> dict[str, int]:
         passing(Step.AFTER_PLANNING)
+        check_resources(self.config, manifest, workload, self._warn, batch_ranks=self._ranks_per_node)
         prepare_root(self.layout)
         table = read_parameter_table(find_parameter_file(self.config))
         made: dict[str, int] = {}
@@ -133,7 +144,7 @@ class BatchRun:
         # What it raises is no simulation's fault: the run ends, and no failures are recorded.
         return {result.simulation: result for result in project_block(self.comm, plan, progress.report)}
 
-    def _print_plan(self, workload: Workload, skipped: tuple[str, ...]) -> bool:
+    def _print_plan(self, manifest: Manifest, workload: Workload, skipped: tuple[str, ...]) -> bool:
         self.console.print(f"Plan for {self.layout.root} (nothing is done):", soft_wrap=True, highlight=False)
         for work in workload.simulations:
             reason = work.reason.value
@@ -153,6 +164,8 @@ class BatchRun:
             f"{len(blocks):,} blocks.",
             highlight=False,
         )
+        for line in estimates(self.config, manifest, workload, batch_ranks=self._ranks_per_node):
+            self.console.print(line, soft_wrap=True, highlight=False, markup=False)
         return True
 
     def _summary(self, manifest: Manifest, workload: Workload, made: dict[str, int], skipped: tuple[str, ...]) -> bool:

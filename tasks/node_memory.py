@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bind_core.errors import BindDataError
-from bind_core.memory_need import MemoryNeed, shown_gib
+from bind_core.memory_need import MemoryNeed, shown_bytes
 
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
@@ -55,17 +55,17 @@ class NodeMemory:
         """
         if need.certain > self.free.bytes:
             raise InsufficientMemoryError(
-                f"{need.simulation}: making its samples takes at least {shown_gib(need.certain)} of memory on one node "
-                f"({need}); {shown_gib(self.free.bytes)} are there ({self.free.source}). Nothing of it was read. Give "
-                f"the job a node, or a limit, with at least {shown_gib(need.expected)}, or start fewer jobs on a node "
-                "at once (concurrent_blocks, dask.workers)."
+                f"{need.simulation}: making its samples takes at least {shown_bytes(need.certain)} of memory on one "
+                f"node ({need}); {shown_bytes(self.free.bytes)} are there ({self.free.source}). Nothing of it was "
+                f"read. Give the job a node, or a limit, with {shown_bytes(need.expected)} or more, or start fewer "
+                "jobs on a node at once (concurrent_blocks, dask.workers)."
             )
         if self.shared is not None and need.shared_bytes > self.shared.bytes:
             raise InsufficientMemoryError(
-                f"{need.simulation}: its ranks share {shown_gib(need.shared_bytes)} of memory ({need}); "
-                f"{shown_gib(self.shared.bytes)} are free in {self.shared.source}. Nothing of it was read. Make that "
-                "file system larger (containers have an option such as --shm-size), remove what ended jobs have left "
-                "there, or use one rank, which shares nothing."
+                f"{need.simulation}: its ranks share {shown_bytes(need.shared_bytes)} of memory ({need}); "
+                f"{shown_bytes(self.shared.bytes)} are free in {self.shared.source}. Nothing of it was read. Make "
+                "that file system larger (containers have an option such as --shm-size), remove what ended jobs have "
+                "left there, or use one rank, which shares nothing."
             )
 
 

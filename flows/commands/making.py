@@ -278,6 +278,7 @@ def _print_workload(
     from storage.layout import DatasetLayout
     from storage.manifest import open_dataset
     from storage.workload import plan_workload
+    from tasks.preflight import estimates
 
     layout = DatasetLayout(chosen.output_root, chosen.set_name)
     manifest = open_dataset(layout, chosen, refresh=refresh or other_settings)
@@ -298,6 +299,8 @@ def _print_workload(
     console.print(
         f"{counted(workload.samples, 'sample')} to be made in {counted(len(blocks), 'block')}. Nothing was done."
     )
+    for line in estimates(chosen, manifest, workload):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
     if not refresh and any(work.stale for work in workload.simulations):
         console.print("Stale samples are made anew with --refresh only.")
 
