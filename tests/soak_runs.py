@@ -82,8 +82,8 @@ PLAIN = Program("plain", ranks=0)
 MPI = Program("mpi", ranks=2)
 THREADS = Program("flow threads", settings=_THREADS)
 PROGRAMS = (
+    Program("pack", ("pack",), begin=PLAIN, makes_samples=False),  # first, for then kernels are compiled in passing
     MPI,
-    Program("pack", ("pack",), begin=PLAIN, makes_samples=False),
     THREADS,
     Program("plain refresh", ranks=0, begin=PLAIN, settings=_ANEW, **_REFRESH),
     Program("mpi refresh", ranks=2, begin=PLAIN, settings=_ANEW, **_REFRESH),
