@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bind_core.config import DatasetConfig
+from bind_core.memory_need import job_memory, memory_need, ranks_per_node, shown_bytes
 from bind_core.parameters import ParameterTable
 from bind_core.plan import BlockPlan, SimulationPlan
 from bind_core.splits import split_of
@@ -37,7 +38,8 @@ def screen_block(
     for work in block:
         inputs = describe_inputs(work.files, table, [work.inputs])
         inspection = screen_simulation(work.files, config, table)
-        screened.append(ScreenedSimulation(work, inspection, inputs, _changed_since(work.inputs, inputs)))
+        problem = _changed_since(work.inputs, inputs) or _too_large(work, inspection, config)
+        screened.append(ScreenedSimulation(work, inspection, inputs, problem))
     return screened
 
 
@@ -131,6 +133,22 @@ def _verified(layout: DatasetLayout, result: SimulationResult) -> tuple[tuple[Sa
         return tuple(good), ""
     how_many = f"{len(problems)} samples are not as they were" if len(problems) > 1 else "1 sample is not as it was"
     return tuple(good), f"{how_many} written: {problems[0]}"
+
+
+def _too_large(work: SimulationWork, inspection: Inspection, config: DatasetConfig) -> str:
+    """Say why a simulation does not fit into the memory that its SLURM job would ask for, if it does not."""
+    there = job_memory(config)
+    if there is None or inspection.blocked or not work.to_make:
+        return ""
+    headers = {role: headers[0] for role, headers in inspection.headers.items()}
+    need = memory_need(work.files.name, config, headers, len(work.to_make), ranks_per_node(config))
+    if need.certain <= there:
+        return ""
+    return (
+        f"{need.simulation}: making its samples takes at least {shown_bytes(need.certain)} of memory on one node "
+        f"({need}), but slurm_job.memory is {config.slurm_job.memory}. No job was submitted for it. Ask for "
+        f"{shown_bytes(need.expected)} or more."
+    )
 
 
 def _changed_since(planned: Inputs, now: Inputs) -> str:

@@ -112,9 +112,7 @@ def disk_room(root: Path) -> DiskRoom | None:
         return None
     if not there.f_blocks:
         return None
-    # What is kept back for root is free for root.
-    blocks, files = (there.f_bfree, there.f_ffree) if os.geteuid() == 0 else (there.f_bavail, there.f_favail)
-    return DiskRoom(blocks * there.f_frsize, files if there.f_files else None, folder)
+    return DiskRoom(there.f_bavail * there.f_frsize, there.f_favail if there.f_files else None, folder)
 
 
 def require_room(
@@ -158,8 +156,9 @@ def require_room(
         left = _sizes_left(config, manifest, workload)
         if need.least - sum(left) > room.bytes:
             raise NoRoomError(
-                f"output_root: {root} has no room for what this run would write: at least {need}. On the file system "
-                f"of {room.folder}, {shown_bytes(room.bytes)} are free. Nothing was read or written. {advice}"
+                f"output_root: {root} has no room for what this run would write: {need}. On the file system of "
+                f"{room.folder}, {shown_bytes(room.bytes)} are free, too little even for the least. Nothing was read "
+                f"or written. {advice}"
             )
         if room.files is not None and need.samples - len(left) > room.files:
             raise NoRoomError(

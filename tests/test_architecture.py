@@ -29,6 +29,7 @@ BATCH = (
     "tasks.batch",
     "tasks.read_ahead",
     "tasks.node_memory",
+    "tasks.preflight",
     "tasks.shared_memory",
     "tasks.progress",
 )
