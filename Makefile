@@ -7,13 +7,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 SOURCES := bind_core storage tasks flows data tests bench examples process_simulations.py add_large_scale.py
 
-.PHONY: help install demo tutorial serve test lint types bench pylians clean
+.PHONY: help install demo tutorial serve test soak lint types bench pylians clean
 
 help:
 	@echo "make demo     a small data set from a mock suite, in ./demo"
 	@echo "make tutorial from a mock suite to a box painted by a network, with plots, in build/tutorial; see docs/training.md"
 	@echo "make serve    Prefect's UI, the deployments and a worker, in ./served, until Ctrl-C; see docs/operations.md"
 	@echo "make test     lint, types and all tests"
+	@echo "make soak     runs killed at random moments, for hours; see docs/reliability.md"
 	@echo "make bench    speed, as ratios"
 	@echo "make install  the environment alone, in $(VENV)"
 	@echo "make pylians  the field's reference CIC, compiled from source (5 minutes)"
@@ -60,6 +61,9 @@ serve: $(VENV)/.installed
 
 test: lint types $(VENV)/.pylians
 	@$(BIN)/python -m pytest --numprocesses 2
+
+soak: $(VENV)/.developed
+	@BIND_SOAK_RUNS=$${BIND_SOAK_RUNS:-300} $(BIN)/python -m pytest --timeout 0 tests/test_soak.py
 
 lint: $(VENV)/.developed
 	@$(BIN)/ruff check $(SOURCES)
