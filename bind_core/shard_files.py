@@ -8,6 +8,7 @@ no thread, hence work in forked workers as they do in their parent.
 
 import json
 import os
+import reprlib
 from collections.abc import Sequence
 from functools import lru_cache
 from math import prod
@@ -27,6 +28,10 @@ _CHUNK_CODECS = ["bytes", "blosc", "crc32c"]
 _INDEX_CODECS = ["bytes", "crc32c"]
 _CHECKSUM_BYTES = 4
 _BLOSC_HEADER_BYTES = 16
+_LONGEST_DESCRIPTION = 1 << 20
+_LARGE_CHUNK = 64 << 20
+_MOST_EXPANSION = 1000
+"""Maps hardly compress: of a large chunk, at least a thousandth of its bytes is in the file."""
 _ABSENT = np.iinfo(np.uint64).max
 
 
@@ -49,27 +54,26 @@ class ShardedArray:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            metadata: dict[str, Any] = json.loads((folder / "zarr.json").read_bytes())
+            metadata: dict[str, Any] = json.loads(_short_text(folder / "zarr.json"))
             (sharding,) = metadata["codecs"]
             how = sharding["configuration"]
             codecs = [[codec["name"] for codec in how[kind]] for kind in ("codecs", "index_codecs")]
-            self.shape = tuple(metadata["shape"][1:])
-            self.dtype = np.dtype(metadata["data_type"])
-            per_shard, *whole = metadata["chunk_grid"]["configuration"]["chunk_shape"]
-            self._per_shard = int(per_shard)
-            chunk = tuple(how["chunk_shape"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{folder / 'zarr.json'} describes no array of shards: {error!r}") from error
+            self.n_samples, *shape = _extents(metadata["shape"])
+            self.shape = tuple(shape)
+            self.dtype = _number_type(metadata["data_type"])
+            self._per_shard, *whole = _extents(metadata["chunk_grid"]["configuration"]["chunk_shape"])
+            chunk = _extents(how["chunk_shape"])
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{folder / 'zarr.json'} describes no array of shards: {reprlib.repr(error)}") from error
         found = (*codecs, how.get("index_location", "end"), chunk, tuple(whole))
         if found != (_CHUNK_CODECS, _INDEX_CODECS, "end", (1, *self.shape), self.shape):
             raise ValueError(
                 f"{folder / 'zarr.json'} describes other shards than a pack has: expected chunks of one sample, coded "
                 f"by {', '.join(_CHUNK_CODECS)}, with the index at the end; found chunks {chunk}, coded by "
-                f"{', '.join(codecs[0])}"
+                f"{reprlib.repr(codecs[0])}"
             )
         attributes = metadata.get("attributes", {})
         self.attributes: dict[str, Any] = attributes if isinstance(attributes, dict) else {}
-        self.n_samples = int(metadata["shape"][0])
         self._bytes = prod(self.shape) * self.dtype.itemsize
         self._indices: dict[int, NDArray[np.uint64]] = {}
         self._held: dict[int, NDArray] = {}
@@ -134,6 +138,8 @@ class ShardedArray:
         claimed = int.from_bytes(compressed[4:8], "little")
         if len(compressed) < _BLOSC_HEADER_BYTES or claimed != self._bytes:
             raise ValueError(f"{path} has a chunk of {claimed:,} bytes; expected {self._bytes:,}")
+        if claimed > max(_LARGE_CHUNK, _MOST_EXPANSION * len(compressed)):
+            raise ValueError(f"{path} claims {claimed:,} bytes of a chunk that it holds {len(compressed):,} bytes of")
         array = np.empty(self.shape, self.dtype)
         blosc.decompress(compressed, array)
         return array
@@ -163,6 +169,28 @@ class _ShardFile:
         if len(content) != size:
             raise ValueError(f"{self.path} is truncated: expected {size:,} bytes from {offset:,}, found {len(content)}")
         return content
+
+
+def _short_text(path: Path) -> bytes:
+    size = path.stat().st_size
+    if size > _LONGEST_DESCRIPTION:
+        raise ValueError(f"it has {size:,} bytes, expected at most {_LONGEST_DESCRIPTION:,}")
+    return path.read_bytes()
+
+
+def _extents(values: Any) -> tuple[int, ...]:
+    """Return the extents of an array, of which there are some, all of them at least 1."""
+    extents = tuple(values)
+    if not extents or not all(type(extent) is int and 0 < extent < _ABSENT for extent in extents):
+        raise ValueError(f"the shape {reprlib.repr(values)}")
+    return extents
+
+
+def _number_type(name: Any) -> np.dtype:
+    dtype = np.dtype(name) if isinstance(name, str) else np.dtype(object)
+    if dtype.kind not in "fiu":
+        raise ValueError(f"values of the type {reprlib.repr(name)}, expected numbers")
+    return dtype
 
 
 def _sound(content: bytes, path: Path) -> bytes:

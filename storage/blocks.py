@@ -14,6 +14,7 @@ from storage.files import sha256_of
 from storage.layout import DatasetLayout
 from storage.provenance import PARAMETERS, Inputs, describe_inputs, differences, with_snapshot_digests
 from storage.recording import SimulationOutcome
+from storage.replacement import is_staged_for
 from storage.results import SampleRecord, SimulationResult
 from storage.workload import SimulationWork
 
@@ -76,8 +77,8 @@ def block_outcomes(
     Returns
     -------
     list of SimulationOutcome
-        In the order of `screened`. A sample whose file is missing, or differs from what the projection says it
-        wrote, is left out, and the outcome's error names it.
+        In the order of `screened`. A sample that was not planned, or whose file is missing, elsewhere, or differs
+        from what the projection says it wrote, is left out, and the outcome's error names it.
     """
     planned = {} if plan is None else {simulation.simulation: simulation for simulation in plan.simulations}
     outcomes = []
@@ -94,7 +95,7 @@ def block_outcomes(
             else:
                 findings += result.findings
                 inputs = with_snapshot_digests(inputs, result.input_digests)
-                samples, unverified = _verified(layout, result)
+                samples, unverified = _verified(layout, simulation_plan, result)
                 problem = result.error or unverified
         outcomes.append(SimulationOutcome(simulation.work, findings, inputs, simulation_plan, samples, problem))
     return outcomes
@@ -113,10 +114,21 @@ def _simulation_plan(screened: ScreenedSimulation, config: DatasetConfig) -> Sim
     )
 
 
-def _verified(layout: DatasetLayout, result: SimulationResult) -> tuple[tuple[SampleRecord, ...], str]:
+def _verified(
+    layout: DatasetLayout, plan: SimulationPlan, result: SimulationResult
+) -> tuple[tuple[SampleRecord, ...], str]:
     """Return the samples whose files are as reported, and a sentence about the first of the others."""
-    good, problems = [], []
+    targets = {target.sample_id: target for target in plan.targets}
+    good: list[SampleRecord] = []
+    problems: list[str] = []
     for record in result.samples:
+        target = targets.pop(record.sample_id, None)
+        place = (
+            None if target is None else layout.sample_path(plan.split, plan.simulation, target.halo, target.rotation)
+        )
+        if place is None or not _is_written_for(layout, record, layout.relative(place)):
+            problems.append(f"{record.sample_id} at {record.file} is not among the samples that were to be made")
+            continue
         path = layout.absolute(record.file)
         try:
             found = (path.stat().st_size, sha256_of(path))
@@ -133,6 +145,11 @@ def _verified(layout: DatasetLayout, result: SimulationResult) -> tuple[tuple[Sa
         return tuple(good), ""
     how_many = f"{len(problems)} samples are not as they were" if len(problems) > 1 else "1 sample is not as it was"
     return tuple(good), f"{how_many} written: {problems[0]}"
+
+
+def _is_written_for(layout: DatasetLayout, record: SampleRecord, place: str) -> bool:
+    """Whether a sample lies in its place, or is staged for it, by whichever run."""
+    return record.path == place and (record.file == place or is_staged_for(layout, record.file, place))
 
 
 def _too_large(work: SimulationWork, inspection: Inspection, config: DatasetConfig) -> str:

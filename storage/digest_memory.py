@@ -81,7 +81,7 @@ def _settled(mtime: str) -> bool:
 def _read(file: Path) -> dict[str, dict[str, object]]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(values, dict):
         return {}

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from bind_core.records import RecordError, record_from_json
 from storage.files import write_bytes
 from storage.import_check import MapComparison, Verdict
 from storage.layout import DatasetLayout
@@ -65,15 +66,11 @@ class SimulationRecord:
     def read(cls, layout: DatasetLayout, simulation: str) -> Self:
         """Return what is on record; an empty record where nothing of use is."""
         try:
-            values = json.loads(_file_of(layout, simulation).read_text(encoding="utf-8"))
-            refused = [Refusal(**refusal) for refusal in values.pop("refused")]
-            compared = [
-                MapComparison(**comparison | {"verdict": Verdict(comparison["verdict"])})
-                for comparison in values.pop("comparisons")
-            ]
-            return cls(**values, refused=refused, comparisons=compared)
-        except (OSError, ValueError, TypeError, KeyError):
+            file = _file_of(layout, simulation)
+            found = record_from_json(cls, file.read_bytes(), file)
+        except (OSError, RecordError):
             return cls(simulation)
+        return found if found.simulation == simulation else cls(simulation)
 
 
 def _file_of(layout: DatasetLayout, simulation: str) -> Path:

@@ -51,7 +51,7 @@ def from_json(text: str) -> Inputs:
     """Return the inputs that the manifest holds as JSON; what another version has written may be nothing of use."""
     try:
         return tuple(InputFile(**values) for values in json.loads(text))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return ()
 
 

@@ -13,19 +13,25 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Self
 
-from bind_core.records import record_from_json
+from bind_core.errors import BindDataError
+from bind_core.records import RecordError, record_from_json
+from bind_core.splits import Split
 from storage.faults import Step, passing
 from storage.files import flush_folder, held, is_held, make_folder, sha256_of, write_bytes
-from storage.layout import DatasetLayout
+from storage.layout import DatasetLayout, LayoutError
 
 _JOURNALS = "*.json"
 _LOCK = "lock"
 
 Committed = Callable[[Sequence[str]], dict[str, str]]
 """Returns the run of each committed sample among the ids that it is given."""
+
+
+class JournalError(BindDataError):
+    """A journal that no run can have left."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,12 @@ class Replacement:
 def staged_path(layout: DatasetLayout, run_id: str, path: Path) -> Path:
     """Return where a run writes the file that will replace another one."""
     return _staging_folder(layout, run_id) / layout.relative(path)
+
+
+def is_staged_for(layout: DatasetLayout, staged: str, path: str) -> bool:
+    """Whether a path is one where some run stages the file that belongs at another; both relative to the root."""
+    first, *others = PurePosixPath(staged).parts or ("",)
+    return first == layout.staging_folder.name and len(others) > 1 and PurePosixPath(*others[1:]) == PurePosixPath(path)
 
 
 def announce(layout: DatasetLayout, replacement: Replacement) -> Path:
@@ -135,11 +147,16 @@ def unfinished(layout: DatasetLayout, committed_by: Committed) -> list[Replaceme
         The data set.
     committed_by : callable
         As in `finish_interrupted`.
+
+    Raises
+    ------
+    JournalError
+        If a journal is damaged.
     """
     found = []
     for journal in sorted(layout.staging_folder.glob(f"*/{_JOURNALS}")):
         try:
-            replacement = Replacement.from_json(journal.read_bytes(), journal)
+            replacement = _read(layout, journal)
         except FileNotFoundError:  # its run has finished meanwhile
             continue
         if _committed(replacement, committed_by):
@@ -163,13 +180,18 @@ def finish_interrupted(layout: DatasetLayout, committed_by: Committed) -> list[s
     -------
     list of str
         The runs whose commits were finished.
+
+    Raises
+    ------
+    JournalError
+        If a journal is damaged.
     """
     finished = []
     for folder in sorted(layout.staging_folder.glob("*")):
         if is_held(folder / _LOCK):
             continue
         for journal in sorted(folder.glob(_JOURNALS)):
-            replacement = Replacement.from_json(journal.read_bytes(), journal)
+            replacement = _read(layout, journal)
             if _committed(replacement, committed_by):
                 finish(layout, replacement, journal)
                 finished.append(replacement.run_id)
@@ -197,6 +219,33 @@ def staging_kept(layout: DatasetLayout, run_id: str) -> Iterator[None]:
 
 def _staging_folder(layout: DatasetLayout, run_id: str) -> Path:
     return layout.staging_folder / run_id
+
+
+def _read(layout: DatasetLayout, journal: Path) -> Replacement:
+    """Return what a journal says, provided that it moves and removes nothing but samples of the data set."""
+    try:
+        replacement = Replacement.from_json(journal.read_bytes(), journal)
+        _require_of_samples(layout, replacement, journal.parent.name)
+    except (RecordError, LayoutError) as error:
+        raise JournalError(
+            f"{journal} is not what a run leaves: {error}. It was damaged or tampered with, and nothing of it was "
+            "done. Move it elsewhere; then `bind-data repair` makes anew what the data set lacks."
+        ) from error
+    return replacement
+
+
+def _require_of_samples(layout: DatasetLayout, replacement: Replacement, run_id: str) -> None:
+    if replacement.run_id != run_id:
+        raise LayoutError(f"it is of the run {replacement.run_id!r}, expected {run_id!r}")
+    for path in [file.path for file in replacement.new] + [file.path for file in replacement.old]:
+        first, *others = PurePosixPath(path).parts or ("",)
+        if first not in set(Split) or not path.endswith(".npz") or ".." in others:
+            raise LayoutError(f"it speaks of {path!r}, expected samples below {' or '.join(Split)}")
+        layout.absolute(path)
+    for file in replacement.new:
+        if not is_staged_for(layout, file.staged, file.path):
+            raise LayoutError(f"{file.path} waits at {file.staged!r}, expected a path in {layout.staging_folder}")
+        layout.absolute(file.staged)
 
 
 def _committed(replacement: Replacement, committed_by: Committed) -> bool:

@@ -1,9 +1,9 @@
 """What a block's MPI job and whoever started it leave each other in the block's work folder. Knows no Prefect."""
 
-import json
 from pathlib import Path
 
 from bind_core.plan import BlockPlan
+from bind_core.records import RecordError, record_from_json
 from storage.results import SimulationResult
 from tasks.progress import Progress
 
@@ -48,7 +48,7 @@ def progress_in(folder: Path, position: int) -> tuple[list[Progress], int]:
     reports = []
     for line in whole.splitlines():
         try:
-            reports.append(Progress(**json.loads(line)))
-        except (ValueError, TypeError):
+            reports.append(record_from_json(Progress, line, path))
+        except RecordError:
             continue  # what a library printed
     return reports, position + (len(whole) + 1 if whole else 0)

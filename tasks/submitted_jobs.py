@@ -6,18 +6,23 @@ simulations into other blocks; so a job is found by what it makes of each simula
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bind_core.config import DatasetConfig
 from bind_core.plan import BlockPlan, SimulationPlan
+from bind_core.records import RecordError, record_from_json
 from bind_core.sample import OUTPUT_VERSION
 from bind_core.suite import find_simulation
 from storage.files import write_bytes
-from storage.layout import DatasetLayout
+from storage.layout import DatasetLayout, LayoutError
 
 _FOLDER = "jobs"
+_NAME = re.compile(r"bind-[0-9a-f]{16}")
+"""What `job_name` returns."""
+_NUMBER = re.compile(r"[0-9]{0,20}")
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,12 @@ class SubmittedJob:
     """Where its results and its output go, relative to the data set's root."""
     number: str = ""
     """Empty until SLURM has given it one."""
+
+
+@dataclass(frozen=True)
+class _Note(SubmittedJob):
+    digest: str = ""
+    """Of what the job makes of a simulation."""
 
 
 class SubmittedJobs:
@@ -58,16 +69,25 @@ class SubmittedJobs:
             write_bytes(self._file(simulation), json.dumps({"digest": digest, **asdict(job)}).encode())
 
     def making(self, digests: Mapping[str, str]) -> dict[SubmittedJob, list[str]]:
-        """Return the jobs that make just what some simulations need, each with these simulations."""
+        """Return the jobs that make just what some simulations need, each with these simulations.
+
+        What was not written by `note` is passed over: its simulations are made again.
+        """
         jobs: dict[SubmittedJob, list[str]] = {}
         for simulation, digest in digests.items():
-            try:
-                values = json.loads(self._file(simulation).read_text(encoding="utf-8"))
-            except (FileNotFoundError, ValueError):
-                continue
-            if values.pop("digest", None) == digest:
-                jobs.setdefault(SubmittedJob(**values), []).append(simulation)
+            note = self._noted(self._file(simulation))
+            if note is not None and note.digest == digest:
+                jobs.setdefault(SubmittedJob(note.name, note.folder, note.number), []).append(simulation)
         return jobs
+
+    def _noted(self, file: Path) -> "_Note | None":
+        try:
+            note = record_from_json(_Note, file.read_bytes(), file)
+            in_work = self.layout.absolute(note.folder).is_relative_to(self.layout.work_folder)
+        except (FileNotFoundError, RecordError, LayoutError):
+            return None
+        names_a_job = _NAME.fullmatch(note.name) and _NUMBER.fullmatch(note.number)
+        return note if in_work and names_a_job else None
 
     def forget(self, simulations: Iterable[str]) -> None:
         """Drop what is known of the jobs of some simulations."""

@@ -1,7 +1,6 @@
 """Inputs made hostile at random: bytes, HDF5 structure and text, always the same for the same generator."""
 
 import contextlib
-import string
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,37 +49,6 @@ def mutated_bytes(content: bytes, random: Random, other: bytes = b"") -> bytes:
             case 7:
                 del spoilt[at : at + length]
     return bytes(spoilt)
-
-
-def mutated_text(text: str, random: Random, hostile: Sequence[str]) -> bytes:
-    """Repeat, drop, swap or replace lines and words, and put hostile ones among them; at times on the bytes too."""
-    lines = text.splitlines() or [""]
-    for _ in range(int(random.integers(1, 4))):
-        at = int(random.integers(len(lines)))
-        other = int(random.integers(len(lines)))
-        words = lines[at].split(" ")
-        word = int(random.integers(len(words)))
-        match int(random.integers(7)):
-            case 0:
-                lines[at] = chosen(random, hostile)
-            case 1:
-                words[word] = chosen(random, hostile)
-                lines[at] = " ".join(words)
-            case 2:
-                lines.insert(at, lines[other])
-            case 3:
-                lines[at], lines[other] = lines[other], lines[at]
-            case 4:
-                del words[word]
-                lines[at] = " ".join(words)
-            case 5:
-                words[word] += "".join(chosen(random, string.printable) for _ in range(int(random.integers(1, 9))))
-                lines[at] = " ".join(words)
-            case 6:
-                head, colon, _ = lines[at].partition(":")
-                lines[at] = head + (colon or ",") + " " + chosen(random, hostile)
-    content = "\n".join(lines).encode("utf-8", "surrogatepass")
-    return mutated_bytes(content, random) if random.random() < 0.3 else content
 
 
 def mutated_hdf5(path: Path, random: Random, elsewhere: Path) -> None:

@@ -15,17 +15,18 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mutations import Random, chosen, mutated_bytes, mutated_hdf5, mutated_text
+from attempts import attempt, require
+from dataset_cases import DATASET_READERS
+from mutations import Random, chosen, mutated_bytes, mutated_hdf5
+from text_mutations import HOSTILE_WORDS, mutated_json, mutated_npz, mutated_text
 
 from bind_core.config import BlackHolePolicy, DatasetConfig, StarPolicy
 from bind_core.dataset import FileReader, SampleDataset
-from bind_core.errors import BindDataError
 from bind_core.halos import halos_in, read_catalogue, read_catalogue_header
 from bind_core.parameters import ParameterTable, read_parameter_table
 from bind_core.particles import component_source, read_slices
@@ -33,7 +34,6 @@ from bind_core.plan import BlockPlan
 from bind_core.snapshot import Component, read_header
 from bind_core.suite import find_simulation
 from bind_core.validation import validate_simulation
-from storage.archives import decode_arrays, encode_arrays
 from storage.conditions import read_condition, read_condition_set
 from storage.layout import DatasetLayout
 from storage.results import SimulationResult
@@ -47,136 +47,6 @@ SECONDS_PER_CASE = 300
 """Where it waits for something instead; a busy machine may take its time."""
 MEMORY_PER_CASE = 2 << 30
 """Address space beyond what the process has when it begins."""
-
-_HOSTILE_WORDS = (
-    "!!python/object/apply:os.system ['touch hacked']",
-    "!!python/name:os.system",
-    "!!bool maybe",
-    "!!int ten",
-    "!!float ten",
-    "!!timestamp never",
-    "!!binary \u00e4",
-    "!!set {a, b}",
-    "&a [*a, *a]",
-    "*a",
-    "<<: *a",
-    "? [a, b]",
-    "[" * 500,
-    "{" * 3000,
-    "- " * 2000,
-    "9" * 5000,
-    "1e400",
-    "-.inf",
-    ".nan",
-    "nan",
-    "inf",
-    "null",
-    "true",
-    "2020-13-45",
-    "1:99:99",
-    "0o9",
-    '"\\0"',
-    "../../x",
-    "\x00",
-    "\u2028",
-    "''",
-    "[]",
-    "{}",
-    '{"a": 1}',
-    "-1",
-    "1e30",
-    "1_0",
-    "#",
-    "#Name",
-    ",",
-    '"',
-    "Name",
-)
-_HOSTILE_VALUES = (
-    None,
-    True,
-    -1,
-    0,
-    1.5,
-    10**30,
-    float("nan"),
-    float("inf"),
-    "",
-    "../../x",
-    "\x00",
-    "2026-11-01",
-    "<b>",
-    [],
-    [1, "a", None],
-    {},
-    {"a": {"b": []}},
-    [[[[]]]],
-)
-
-
-class WrongError(Exception):
-    """A reader returned what no sound input could hold."""
-
-
-def require(condition: bool, what: str) -> None:
-    """Raise `WrongError` unless a condition holds."""
-    if not condition:
-        raise WrongError(what)
-
-
-def mutated_json(text: str, random: Random) -> bytes:
-    """Replace, drop or add values of a JSON file at any depth, or spoil its text."""
-    if random.random() < 0.3:
-        return mutated_text(text, random, _HOSTILE_WORDS)
-    values = json.loads(text)
-    places = list(_places(values))
-    for _ in range(int(random.integers(1, 3))):
-        holder, key = chosen(random, places)
-        if isinstance(holder, dict) and random.random() < 0.2:
-            holder.pop(key, None)
-        elif isinstance(holder, dict) and random.random() < 0.1:
-            holder["unknown"] = 1
-        elif isinstance(holder, dict) or key < len(holder):
-            holder[key] = chosen(random, _HOSTILE_VALUES)
-    return json.dumps(values).encode("utf-8", "surrogatepass")
-
-
-def _places(values: Any) -> Iterator[tuple[Any, Any]]:
-    items = values.items() if isinstance(values, dict) else enumerate(values)
-    for key, value in list(items):
-        yield values, key
-        if isinstance(value, dict | list):
-            yield from _places(value)
-
-
-def mutated_npz(content: bytes, random: Random) -> bytes:
-    """Replace arrays of an archive by others, or spoil its bytes."""
-    if random.random() < 0.5:
-        return mutated_bytes(content, random)
-    arrays: dict[str, Any] = dict(decode_arrays(content, Path("sound.npz")))
-    key = chosen(random, sorted(arrays))
-    array = arrays[key]
-    replacements: tuple[Callable[[], Any], ...] = (
-        lambda: np.full_like(array, np.nan) if array.dtype.kind == "f" else array[()],
-        lambda: np.zeros(0),
-        lambda: array.astype(chosen(random, ("f2", "f8", "S4", "U4", "i8", "?", "c16"))),
-        lambda: array.reshape(-1)[:1],
-        lambda: array[np.newaxis],
-        lambda: -np.abs(array) if array.dtype.kind == "f" else array,
-        lambda: np.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f8")]),
-        lambda: np.array(["2020-01-01"], dtype="M8[D]"),
-        lambda: np.array("text"),
-        lambda: np.float64(0),
-        lambda: np.float64(np.inf),
-        lambda: np.int64(-(2**63)),
-    )
-    if random.random() < 0.1:
-        del arrays[key]
-    else:
-        with suppress(ValueError):  # text is no number
-            arrays[key] = chosen(random, replacements)()
-    packed = encode_arrays(arrays)
-    return mutated_bytes(packed, random) if random.random() < 0.2 else packed
 
 
 def _copy(source: Path, folder: Path) -> Path:
@@ -194,7 +64,7 @@ def read_snapshot_particles(seeds: Path, folder: Path, random: Random) -> str | 
     mutated_hdf5(path, random, chosen(random, files))
     policies = {"stars": chosen(random, list(StarPolicy)), "black_holes": chosen(random, list(BlackHolePolicy))}
     config = _config(seeds, **policies)
-    return _attempt(path, lambda: _read_particles(path, config))
+    return attempt(path, lambda: _read_particles(path, config))
 
 
 def _read_particles(path: Path, config: DatasetConfig) -> None:
@@ -224,7 +94,7 @@ def read_halos(seeds: Path, folder: Path, random: Random) -> str | None:
         require(len(catalogue.masses) == len(catalogue.centers) == len(catalogue.radii), "lengths")
         halos_in(catalogue, _config(seeds).strata[0])
 
-    return _attempt(path, read)
+    return attempt(path, read)
 
 
 def inspect_a_simulation(seeds: Path, folder: Path, random: Random) -> str | None:
@@ -249,35 +119,38 @@ def read_parameters(seeds: Path, folder: Path, random: Random) -> str | None:
     """Read a parameter table."""
     source = next((seeds / "suite").glob("*.txt"))
     path = folder / source.name
-    path.write_bytes(mutated_text(source.read_text(), random, _HOSTILE_WORDS))
+    path.write_bytes(mutated_text(source.read_text(), random, HOSTILE_WORDS))
 
     def read() -> None:
         table: ParameterTable = read_parameter_table(path)
         for row in table.rows.values():
             require(row.shape == (len(table.names),) and bool(np.isfinite(row).all()), "row")
 
-    return _attempt(path, read)
+    return attempt(path, read)
 
 
 def read_configuration(seeds: Path, folder: Path, random: Random) -> str | None:
     """Read a configuration, which then prints back as it was read."""
     path = folder / "dataset.yaml"
-    path.write_bytes(mutated_text((seeds / "dataset.yaml").read_text(), random, _HOSTILE_WORDS))
+    source = chosen(random, ("dataset.yaml", "channels.yaml"))
+    path.write_bytes(mutated_text((seeds / source).read_text(), random, HOSTILE_WORDS))
 
     def read() -> None:
         config = DatasetConfig.from_yaml(path)
         path.write_text(config.to_yaml(), encoding="utf-8")
         require(DatasetConfig.from_yaml(path) == config, "round trip")
         find_simulation(f"{config.set_name}_0", config)
+        for transform in config.channel_transforms.values():
+            require(bool(str(transform)) and bool(np.isfinite(transform.apply([0.0, 1e12])).all()), "transform")
 
-    return _attempt(path, read)
+    return attempt(path, read)
 
 
 def read_a_sample(seeds: Path, folder: Path, random: Random) -> str | None:
     """Read a sample, as the data set's own reader and as a training run do."""
     path = folder / "sample.npz"
     path.write_bytes(mutated_npz((seeds / "sample.npz").read_bytes(), random))
-    refused = _attempt(path, lambda: require(bool(encode_sample(read_sample(path))), "sample"))
+    refused = attempt(path, lambda: require(bool(encode_sample(read_sample(path))), "sample"))
 
     def train() -> None:
         rows = FileReader(seeds).rows
@@ -285,7 +158,7 @@ def read_a_sample(seeds: Path, folder: Path, random: Random) -> str | None:
         for array in SampleDataset(reader)[0].values():
             require(not array.dtype.hasobject, "object")
 
-    return _attempt(path, train) or refused
+    return attempt(path, train) or refused
 
 
 def read_rows(seeds: Path, folder: Path, random: Random) -> str | None:
@@ -301,7 +174,7 @@ def read_rows(seeds: Path, folder: Path, random: Random) -> str | None:
         SampleDataset(FileReader(folder), split="train", where="halo_mass > 0")[0]
 
     condition = ""  # what the message is about where the rows lack a column
-    return _attempt(folder, read) or _attempt(condition, choose)
+    return attempt(folder, read) or attempt(condition, choose)
 
 
 def read_normalization(seeds: Path, folder: Path, random: Random) -> str | None:
@@ -314,7 +187,7 @@ def read_normalization(seeds: Path, folder: Path, random: Random) -> str | None:
         for row in read_statistics(folder).as_rows():
             require(bool(np.isfinite([row["mean"], row["std"]]).all()) and float(row["std"]) > 0, "scores")
 
-    return _attempt(folder, read)
+    return attempt(folder, read)
 
 
 def read_the_tags(seeds: Path, folder: Path, random: Random) -> str | None:
@@ -329,7 +202,7 @@ def read_the_tags(seeds: Path, folder: Path, random: Random) -> str | None:
             require(tag.committed_at.tzinfo is not None and tag.tagged_at.tzinfo is not None, "time zones")
             require(all(isinstance(text, str) for text in (tag.name, tag.note, tag.user, tag.host)), "text")
 
-    return _attempt(path, read)
+    return attempt(path, read)
 
 
 def read_conditions(seeds: Path, folder: Path, random: Random) -> str | None:
@@ -346,7 +219,7 @@ def read_conditions(seeds: Path, folder: Path, random: Random) -> str | None:
         _, grid = read_condition(folder, 0)
         require(grid.rotation.shape == (3, 3) and grid.center.shape == (3,), "grid")
 
-    return _attempt(folder, read)
+    return attempt(folder, read)
 
 
 def read_a_pack(seeds: Path, folder: Path, random: Random) -> str | None:
@@ -358,7 +231,7 @@ def read_a_pack(seeds: Path, folder: Path, random: Random) -> str | None:
         identity = read_identity(folder)
         require(isinstance(identity.version, int) and isinstance(identity.where, str), "identity")
 
-    return _attempt(folder, read)
+    return attempt(folder, read)
 
 
 def read_a_plan(seeds: Path, _folder: Path, random: Random) -> str | None:
@@ -372,7 +245,7 @@ def read_a_plan(seeds: Path, _folder: Path, random: Random) -> str | None:
     def read_result() -> None:
         require(bool(SimulationResult.from_json(result, "result.json").to_json()), "result")
 
-    return _attempt("plan.json", read) or _attempt("result.json", read_result)
+    return attempt("plan.json", read) or attempt("result.json", read_result)
 
 
 READERS: dict[str, Callable[[Path, Path, Random], str | None]] = {
@@ -388,22 +261,8 @@ READERS: dict[str, Callable[[Path, Path, Random], str | None]] = {
     "conditions": read_conditions,
     "pack": read_a_pack,
     "plan": read_a_plan,
+    **DATASET_READERS,
 }
-
-
-def _attempt(place: Path | str, read: Callable[[], None]) -> str | None:
-    """Read; return what the reader said if it refused, which must name the place."""
-    try:
-        read()
-    except BindDataError as error:
-        require(str(place) in str(error), f"the message does not name {place}: {error}")
-        require(len(str(error)) < 20_000, f"a message of {len(str(error)):,} characters")
-        link: BaseException | None = error
-        while link is not None:
-            require(not isinstance(link, MemoryError), f"as much memory as the input asks for was asked for: {error}")
-            link = link.__cause__ or link.__context__
-        return str(error)
-    return None
 
 
 def main() -> None:

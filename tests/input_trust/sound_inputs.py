@@ -8,6 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import polars as pl
+from sound_dataset import write_sound_dataset
 
 from bind_core.config import DatasetConfig
 from bind_core.halos import Halo
@@ -36,6 +37,7 @@ def write_sound_inputs(folder: Path) -> None:
         resolution=16,
     )
     (folder / "dataset.yaml").write_text(config.to_yaml())
+    (folder / "channels.yaml").write_text(_with_channels(config).to_yaml())
     rng = np.random.default_rng(1)
     maps = rng.exponential(1e10, (7, 16, 16)).astype(np.float32)
     turn = np.eye(3)[[1, 2, 0]]
@@ -61,6 +63,17 @@ def write_sound_inputs(folder: Path) -> None:
     (folder / "plan.json").write_text(plan.to_json())
     record = SampleRecord(target.sample_id, "sample.npz", file.bytes, file.sha256, sample.map_masses(config.windows))
     (folder / "result.json").write_text(SimulationResult("SB35_0", (record,), seconds={"read": 1.0}).to_json())
+    write_sound_dataset(folder, config)
+
+
+def _with_channels(config: DatasetConfig) -> DatasetConfig:
+    """Return a configuration with further channels and transforms of every kind."""
+    metals = {"name": "oxygen", "particle_type": "gas", "field": "GFM_Metals", "component": 4, "statistic": "mean"}
+    count = {"name": "count", "particle_type": "stars", "weight": "", "transform": {"kind": "linear", "scale": 10.0}}
+    transforms = {"gas": {"kind": "asinh", "scale": 1e8}, "stars": {"kind": "log", "scale": 1e6}}
+    return DatasetConfig.from_values(
+        config.model_dump(mode="json") | {"extra_fields": [metals, count], "transforms": transforms}
+    )
 
 
 def _write_statistics(folder: Path, config_digest: str) -> None:

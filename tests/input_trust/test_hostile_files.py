@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import polars as pl
 import pytest
-from batch_runs import SMALL, bases, run
+from batch_runs import SMALL, bases, message_of, run
 from command_line import MadeDataset, made
 
 from bind_core.config import DatasetConfig
@@ -91,6 +91,36 @@ def test_the_program_blocks_a_simulation_of_a_trillion_particles(suite, tmp_path
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert re.search(r"snap\S*_090\.hdf5", done.stdout + done.stderr)
+    assert not list((tmp_path / "out").rglob("*.npz"))
+
+
+def as_if_written() -> h5py.h5p.PropDCID:
+    """Return the properties of a dataset whose whole storage is set aside at once, without a byte being written."""
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    return properties
+
+
+SPARSE: dict[str, dict[str, Any]] = {"contiguous": {}, "chunked": {"chunks": (1 << 28, 3)}}
+
+
+@pytest.mark.parametrize("storage", SPARSE)
+def test_a_file_of_terabytes_that_were_never_written_is_refused_at_once(suite, tmp_path: Path, storage: str) -> None:
+    """Where header, shapes, storage and size of a file agree on 10^12 particles and the disk has none, a run says so.
+
+    It takes neither the time to read 12 TB of zeros nor memory for them, and leaves nothing.
+    """
+    path = snapshot_of(suite)
+    try:
+        claiming(path, MANY, dcpl=as_if_written(), **SPARSE[storage])
+    except OSError as error:
+        pytest.skip(f"this file system does not let us make a file of 12 TB: {error}")
+    assert path.stat().st_size > 12 * MANY
+    assert path.stat().st_blocks * 512 < 10_000_000
+    done = run(*bases(suite), *SMALL, "--output_base_root", tmp_path / "out", "--total_sims", 1)
+    said = message_of(done, str(path), "12,000,000,000,000 bytes of numbers", "were ever written")
+    assert "SB35_0" in said
     assert not list((tmp_path / "out").rglob("*.npz"))
 
 
