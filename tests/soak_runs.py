@@ -84,8 +84,8 @@ THREADS = Program("flow threads", settings=_THREADS)
 PROGRAMS = (
     Program("pack", ("pack",), begin=PLAIN, makes_samples=False),  # first, for then kernels are compiled in passing
     MPI,
-    THREADS,
     Program("plain refresh", ranks=0, begin=PLAIN, settings=_ANEW, **_REFRESH),
+    THREADS,
     Program("mpi refresh", ranks=2, begin=PLAIN, settings=_ANEW, **_REFRESH),
     Program("flow dask", settings=_DASK),
     PLAIN,
@@ -93,7 +93,7 @@ PROGRAMS = (
     Program("flow refresh", begin=THREADS, settings=_ANEW, **_REFRESH),
     Program("pack tars", ("pack", "--tar"), begin=PLAIN, makes_samples=False),
 )
-"""A seed's program is the one at its remainder."""
+"""A seed's program is the one at its remainder. The first ones are quick."""
 
 
 @dataclass(frozen=True)
