@@ -40,6 +40,7 @@ from storage.faults import Step, passing
 from storage.files import write_bytes
 from storage.gallery import sheet_of_dataset
 from storage.layout import DatasetLayout
+from storage.lease import writing
 from storage.manifest import Manifest, open_dataset
 from storage.markdown import shown_text
 from storage.preparation import prepare_root, with_absolute_paths
@@ -125,7 +126,7 @@ def generate_dataset(
         If a simulation asked for is neither complete nor without work; the others have been made.
     BindDataError
         If the run cannot start: a wrong configuration, another one than the data set was made with, no parameter
-        table.
+        table, another run that makes the same simulations.
     """
     try:
         run = _Run(with_absolute_paths(config), simulations, refresh, remake)
@@ -180,20 +181,30 @@ class _Run:
     def execute(self) -> RunSummary:
         """Work through all blocks and say where every simulation stands."""
         manifest = open_dataset(self.layout, self.config, refresh=self.refresh)
-        manifest.finish_interrupted()
+        before = manifest.state
         workload: Workload = self._plan(manifest, self.remake or ())
-        if workload.outstanding:
-            passing(Step.AFTER_PLANNING)
-            check_resources(self.config, manifest, workload, get_run_logger().warning)
-            prepare_root(self.layout)
-            replaces = self.refresh or self.remake
-            staging = staging_kept(self.layout, self.run_id) if replaces else nullcontext()
-            with noted_signals() as self.signals, staging:
-                self._execute(workload, manifest)
-            workload = self._plan(manifest, (), name="take stock")
-        else:
+        if not workload.outstanding and not manifest.is_interrupted:
             get_run_logger().info("Nothing to do: every sample asked for exists")
+            return summarise(manifest, workload, self.run_id, self.made)
+        passing(Step.AFTER_PLANNING)
+        check_resources(self.config, manifest, workload, get_run_logger().warning)
+        prepare_root(self.layout)
+        tell = get_run_logger().info
+        with (
+            noted_signals() as self.signals,
+            writing(self.layout, "bind-data generate", self.run_id, self.names, tell=tell) as lease,
+        ):
+            manifest = open_dataset(self.layout, self.config, lease, refresh=self.refresh)
+            finished = manifest.finish_interrupted()
+            if finished or manifest.state != before:  # another run has ended since it was planned
+                workload = self._plan(manifest, self.remake or (), name="plan again")
+            if workload.outstanding:
+                replaces = self.refresh or self.remake
+                with staging_kept(self.layout, self.run_id) if replaces else nullcontext():
+                    self._execute(workload, manifest)
+                workload = self._plan(manifest, (), name="take stock")
         return summarise(manifest, workload, self.run_id, self.made)
+
 
     def _plan(self, manifest: Manifest, remake: Sequence[str], name: str = "plan") -> Workload:
         plan = plan_run.with_options(task_run_name=name)
@@ -301,7 +312,7 @@ class _Run:
                 description=f"{len(summary.unsettled)} of {len(summary.simulations)} simulations need attention",
             )
         if summary.made or not self.layout.contact_sheet_file.exists():
-            sheet = sheet_of_dataset(self.layout, self.config.windows)
+            sheet = sheet_of_dataset(self.layout, self.config)
             if sheet is not None:
                 write_bytes(self.layout.contact_sheet_file, sheet)
                 # The page of an image artifact spells out its address, which is the picture.

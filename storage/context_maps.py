@@ -26,7 +26,9 @@ from storage.faults import Step, passing
 from storage.files import remove_stale_temporaries, write_bytes
 from storage.in_order import map_in_order
 from storage.layout import DatasetLayout
+from storage.lease import writing
 from storage.manifest import Manifest
+from storage.recording import new_run_id
 from storage.samples import CONTRACT
 
 KEY = "large_scale"
@@ -111,6 +113,8 @@ def add_context_maps(
     ------
     ContextError
         If there is no sample at all.
+    DatasetHeldError
+        If another run is writing to the data set.
     StorageFullError
         If the disk or the quota is full.
     """
@@ -120,20 +124,21 @@ def add_context_maps(
             f"There are no samples below {config.output_root}: expected in its folders train and test "
             "sim_<simulation>_halo_<halo>_rot_<rotation>.npz or sim_<simulation>/halo_<halo>_{xy,xz,yz}.npz."
         )
-    recorded = _recorded_digests(config)
     report = ContextReport()
-    for simulation, samples in files.items():
-        progress(simulation, len(samples))
-        work = _Simulation(config, simulation, orientation, projections)
-        for folder in {path.parent for path, _ in samples}:
-            remove_stale_temporaries(folder)
-        add = partial(_added, work=work, rebuild=rebuild, recorded=recorded)
-        for outcome in map_in_order(add, samples, threads, ahead=threads):
-            if isinstance(outcome, Outcome):
-                report.outcomes[outcome] += 1
-                passing(Step.WITHIN_CONTEXT_MAPS)
-            else:
-                report.problems.append(outcome)
+    with writing(DatasetLayout(config.output_root, config.set_name), "add_large_scale.py", new_run_id()):
+        recorded = _recorded_digests(config)
+        for simulation, samples in files.items():
+            progress(simulation, len(samples))
+            work = _Simulation(config, simulation, orientation, projections)
+            for folder in {path.parent for path, _ in samples}:
+                remove_stale_temporaries(folder)
+            add = partial(_added, work=work, rebuild=rebuild, recorded=recorded)
+            for outcome in map_in_order(add, samples, threads, ahead=threads):
+                if isinstance(outcome, Outcome):
+                    report.outcomes[outcome] += 1
+                    passing(Step.WITHIN_CONTEXT_MAPS)
+                else:
+                    report.problems.append(outcome)
     return report
 
 

@@ -24,6 +24,7 @@ from storage.files import remove_stale_temporaries, write_bytes
 from storage.import_check import compare_maps, map_names, maps_of, recompute
 from storage.import_report import ImportReport, Refusal, SimulationRecord
 from storage.layout import DatasetLayout
+from storage.lease import writing
 from storage.manifest import Manifest, open_dataset
 from storage.older_samples import Expectation, OlderDataset, OlderFile, OlderSampleError
 from storage.preparation import prepare_root
@@ -108,17 +109,20 @@ def import_samples(
         If the settings are not those of the older data set, as its split shows.
     ConfigurationMismatchError
         If the new data set was begun with other settings.
+    DatasetHeldError
+        If another run is writing to the new data set.
     StorageFullError
         If the disk or the quota is full.
     """
     _check_settings(older, config)
     layout = DatasetLayout(config.output_root, config.set_name)
-    manifest = open_dataset(layout, config)
+    open_dataset(layout, config)
     prepare_root(layout)
-    importer = _Importer(older, config, manifest, checked)
     run_id = new_run_id()
     records: list[SimulationRecord] = []
-    with ThreadPoolExecutor(threads) as pool:
+    with writing(layout, "bind-data import", run_id) as lease, ThreadPoolExecutor(threads) as pool:
+        manifest = open_dataset(layout, config, lease)
+        importer = _Importer(older, config, manifest, checked)
         for block in in_blocks(older.names(), config.simulations_per_block):
             outcomes = []
             for simulation in block:

@@ -241,9 +241,10 @@ def _held(layout: DatasetLayout, mine: Claim, claim: Claim, life: Life) -> Datas
     else:
         advice = (
             "Wait until it has ended, or end it, and run this again. Runs at the same time must make different "
-            "simulations, as those of an array with --share I/N do. If it is certain that it is gone for good, which "
-            f"cannot be told from here, remove {_heartbeat_file(layout, claim)}."
+            "simulations, as those of an array with --share I/N do."
         )
+        if owner.life() is Life.OUT_OF_SIGHT:
+            advice += f" If that machine is gone for good, remove {_heartbeat_file(layout, claim)}."
     return DatasetHeldError(
         f"Another run is writing to {layout.root}: {claim}. Both would write {mine.in_common_with(claim)}. {advice}"
     )

@@ -146,6 +146,12 @@ class Manifest:
         return BEFORE_THE_FIRST if table is None else table.version()
 
     @property
+    def state(self) -> tuple[int, ...]:
+        """A number for each table that changes with every commit."""
+        tables = (open_table(path) for path in (self.layout.samples_table, self.layout.simulations_table))
+        return tuple(BEFORE_THE_FIRST if table is None else table.version() for table in tables)
+
+    @property
     def versions(self) -> list[ManifestVersion]:
         """All versions of the table ``samples``, oldest first."""
         return [version_of(entry) for entry in table_history(self.layout.samples_table)]
@@ -237,8 +243,7 @@ class Manifest:
     ) -> None:
         """Commit samples on top of what the manifest holds while the right to write is ours: that, or nothing."""
         version = self.version
-        if self.lease is not None:
-            self.lease.check()
+        self._check_lease()
         if new is not None:
             self._refuse_existing(new, replaced, version)
         if replaced:
@@ -265,6 +270,7 @@ class Manifest:
 
     def _remove_duplicates(self, metadata: dict[str, str]) -> int:
         version = self.version
+        self._check_lease()
         samples = self.samples(version)
         twice = samples.filter(pl.col("sample_id").is_duplicated())
         if twice.is_empty():
@@ -284,16 +290,26 @@ class Manifest:
         except (OSError, BindDataError):
             return False
 
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether there is anything that `finish_interrupted` would look at."""
+        return self.layout.staging_folder.is_dir()
+
     def finish_interrupted(self) -> list[str]:
         """Put the files of rows that killed runs have committed into their places; return these runs."""
-        if not self.layout.staging_folder.is_dir():
+        if not self.is_interrupted:
             return []
+        self._check_lease()
         with one_at_a_time(self.layout.commit_lock):
             return finish_interrupted(self.layout, self.run_of_samples)
 
     def unfinished(self) -> list[Replacement]:
         """Return what killed runs, or one at work, have committed whose files are not all in their places."""
         return unfinished(self.layout, self.run_of_samples)
+
+    def _check_lease(self) -> None:
+        if self.lease is not None:
+            self.lease.check()
 
     def _checked(self, rows: pl.DataFrame, form: TableForm, run_id: str) -> pl.DataFrame:
         from storage.schemas import validate_rows  # takes long to import, and readers do not need it

@@ -19,6 +19,7 @@ from bind_core.suite import discover_simulations, find_simulation
 from storage.blocks import block_outcomes, plan_block, screen_block
 from storage.faults import Step, passing
 from storage.layout import DatasetLayout
+from storage.lease import writing
 from storage.manifest import Manifest, open_dataset
 from storage.preparation import prepare_root
 from storage.recording import commit_outcomes, new_run_id
@@ -83,12 +84,21 @@ class BatchRun:
         """
         manifest = open_dataset(self.layout, self.config, refresh=self.refresh)
         names, skipped = self._names()
-        if not dry_run:
-            manifest.finish_interrupted()
+        before = manifest.state
         workload = plan_workload(self.config, manifest, names, refresh=self.refresh)
         if dry_run:
             return self._print_plan(manifest, workload, skipped)
-        made = self._make(workload, manifest) if workload.outstanding else {}
+        made: dict[str, int] = {}
+        if workload.outstanding or manifest.is_interrupted:
+            passing(Step.AFTER_PLANNING)
+            check_resources(self.config, manifest, workload, self._warn, batch_ranks=self._ranks_per_node)
+            prepare_root(self.layout)
+            with writing(self.layout, "process_simulations.py", self.run_id, names, tell=self.console.print) as lease:
+                manifest = open_dataset(self.layout, self.config, lease, refresh=self.refresh)
+                if manifest.finish_interrupted() or manifest.state != before:  # another run has ended meanwhile
+                    workload = plan_workload(self.config, manifest, names, refresh=self.refresh)
+                if workload.outstanding:
+                    made = self._make(workload, manifest)
         return self._summary(manifest, plan_workload(self.config, manifest, names), made, skipped)
 
     def _names(self) -> tuple[list[str] | None, tuple[str, ...]]:
@@ -117,9 +127,6 @@ class BatchRun:
         self.console.print(message, style="yellow", soft_wrap=True, highlight=False, markup=False)
 
     def _make(self, workload: Workload, manifest: Manifest) -> dict[str, int]:
-        passing(Step.AFTER_PLANNING)
-        check_resources(self.config, manifest, workload, self._warn, batch_ranks=self._ranks_per_node)
-        prepare_root(self.layout)
         table = read_parameter_table(find_parameter_file(self.config))
         made: dict[str, int] = {}
         # What checks the rows takes long to import, and is needed only when the first block is done.

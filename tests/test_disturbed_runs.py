@@ -10,12 +10,10 @@ from pathlib import Path
 import pytest
 from batch_runs import (
     LONG,
-    SMALL,
     TIMEOUT,
     assert_same,
     bases,
     digests,
-    is_whole,
     message_of,
     output,
     processes,
@@ -27,7 +25,6 @@ from batch_runs import (
     wait_for,
 )
 
-from storage.manifest import ManifestError
 from storage.mock_suite import MockSuite, write_mock_suite
 
 
@@ -152,17 +149,3 @@ def test_a_full_disk_does_no_damage(suite: MockSuite, undisturbed: Path, by_one:
     subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
     output(run(*asked, ranks=2))
     assert_same(root, undisturbed)
-
-
-def test_two_runs_at_once_make_no_duplicates(suite: MockSuite, tmp_path: Path) -> None:
-    """Of two runs on one data set, at least one succeeds, and every sample is recorded once."""
-    asked = [*bases(suite), *SMALL, "--output_base_root", tmp_path]
-    both = [start(*asked) for _ in range(2)]
-    said = [process.communicate(timeout=TIMEOUT)[1] for process in both]
-    assert 0 in [process.returncode for process in both], said
-    for process, errors in zip(both, said, strict=True):
-        assert "Traceback" not in errors
-        assert process.returncode == 0 or ManifestError.__name__ in errors, errors
-    assert sample_rows(tmp_path)["sample_id"].n_unique() == 36
-    assert is_whole(tmp_path)
-    assert "3 complete" in output(run(*asked))

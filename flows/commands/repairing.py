@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,6 +38,7 @@ def repair(
     """
     with errors_explained():
         from storage.audit_table import print_audit
+        from storage.lease import writing
         from storage.manifest import layout_at, open_dataset
         from storage.preparation import prepare_root
         from storage.recording import new_run_id
@@ -45,17 +47,22 @@ def repair(
 
         config = recorded(dataset)
         layout = layout_at(dataset)
-        manifest = open_dataset(layout, config)
-        if not dry_run:
-            prepare_root(layout)
-        result = _audited(layout, depth, threads)
-        plan = plan_repair(layout, manifest, _concerned(result.findings, refresh))
-        if not as_json:
-            print_audit(result, console)
-            _print_plan(plan)
+        run_id = new_run_id()
+        with ExitStack() as stack:
+            lease = None
+            if not dry_run:
+                prepare_root(layout)
+                # While another run writes, its samples that have no rows yet would look like orphans.
+                lease = stack.enter_context(writing(layout, "bind-data repair", run_id, tell=_tell))
+            manifest = open_dataset(layout, config, lease)
+            result = _audited(layout, depth, threads)
+            plan = plan_repair(layout, manifest, _concerned(result.findings, refresh))
+            if not as_json:
+                print_audit(result, console)
+                _print_plan(plan)
+            if not dry_run:
+                tidy(layout, manifest, plan, run_id)
         mended = True
-        if not dry_run:
-            tidy(layout, manifest, plan, new_run_id())
         if not dry_run and not plan.empty:
             if plan.simulations:
                 with prefect_server(verbose):
@@ -72,6 +79,10 @@ def repair(
     if as_json:
         print_json(result.as_dict() | {"repair": _as_dict(plan)})
     sys.exit(0 if result.ok and mended else 1)
+
+
+def _tell(message: str) -> None:
+    console.print(message, markup=False)
 
 
 def _audited(layout: "DatasetLayout", depth: Depth, threads: int) -> "AuditResult":
