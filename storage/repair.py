@@ -1,15 +1,17 @@
 """What mends a data set: rows that are there twice, files in the wrong place, files of no sample, samples to remake."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from bind_core.errors import ConfigurationError
 from bind_core.findings import Severity
-from bind_core.splits import split_of
+from bind_core.splits import Split, split_of
 from bind_core.suite import simulation_number
 from storage.audit_result import AuditCode, AuditFinding
 from storage.faults import Step, passing
-from storage.files import flush_folder, make_folder, sha256_of
+from storage.files import flush_folder, make_folder, remove_stale_temporaries, sha256_of
 from storage.layout import DatasetLayout
 from storage.manifest import Manifest
 
@@ -124,6 +126,9 @@ def plan_repair(layout: DatasetLayout, manifest: Manifest, findings: Iterable[Au
 def tidy(layout: DatasetLayout, manifest: Manifest, plan: RepairPlan, run_id: str) -> None:
     """Do what needs no simulation: finish killed commits, remove rows that are there twice, move files, remove orphans.
 
+    What killed runs have left half written among the samples goes, too: no run looks at a simulation of which nothing
+    is to be made any more.
+
     Raises
     ------
     ManifestError
@@ -132,6 +137,9 @@ def tidy(layout: DatasetLayout, manifest: Manifest, plan: RepairPlan, run_id: st
         If a path leads out of the data set.
     """
     manifest.finish_interrupted()
+    for split in Split:
+        for of_samples, _, _ in os.walk(layout.root / split):
+            remove_stale_temporaries(Path(of_samples))
     if plan.duplicates:
         manifest.remove_duplicates(run_id)
     folders = set()

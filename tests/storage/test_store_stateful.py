@@ -1,0 +1,470 @@
+"""The store under any order of what is done to it, and killed at any step of that: what it has promised stays true.
+
+By default a few examples, the same ones each time. ``BIND_STATEFUL_EXAMPLES=300`` asks for so many longer ones, at
+random; of one that fails, the last lines of the report say how to repeat it.
+"""
+
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+import h5py
+import polars as pl
+import pytest
+from batch_runs import REPOSITORY, digests, sample_rows, simulation_rows
+from block_runs import ProjectedBlock, layout_of
+from deltalake import write_deltalake
+from hypothesis import HealthCheck, Phase, event, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from store_ledger import Ledger
+from store_processes import (
+    Ended,
+    Writer,
+    commit,
+    compact,
+    preload_writers,
+    remove_duplicates,
+    repair,
+    run,
+    tag,
+    write,
+)
+
+from bind_core.config import DatasetConfig
+from bind_core.halos import read_catalogue
+from bind_core.plan import predicted_samples, sample_id
+from bind_core.suite import find_simulation
+from storage.faults import Action, Step
+from storage.files import sha256_of
+from storage.manifest import Manifest, recorded_configuration
+from storage.mock_suite import MockFormat, MockSuite, write_mock_suite
+from storage.recording import new_run_id
+from storage.replacement import staging_kept
+from storage.versions import resolve_version
+
+pytestmark = pytest.mark.mpi
+
+EXAMPLES = "BIND_STATEFUL_EXAMPLES"
+NAMES = ("SB35_0", "SB35_1", "SB35_2")
+LONG = 30
+"""Operations in an example that is asked for; there are fewer by default."""
+SHORT = 14
+FEW = 6
+
+STEPS = (
+    *(Step.AFTER_PLANNING, Step.WITHIN_READING, Step.BETWEEN_SAMPLES, Step.BETWEEN_RENAME_AND_COMMIT),
+    *(Step.BETWEEN_WRITE_AND_FSYNC, Step.BETWEEN_FSYNC_AND_RENAME, Step.WITHIN_COMMIT, Step.WITHIN_COMPACTION),
+    *(Step.BEFORE_REPLACEMENT, Step.WITHIN_REPLACEMENT, Step.WITHIN_REPAIR),
+)
+WRITES = (Step.BETWEEN_WRITE_AND_FSYNC, Step.BETWEEN_FSYNC_AND_RENAME)
+names = st.sets(st.sampled_from(NAMES), min_size=1).map(sorted)
+faults = st.one_of(
+    st.builds(
+        "{}:{}:{}".format,
+        st.sampled_from(STEPS),
+        st.sampled_from((Action.SIGKILL, Action.RAISE)),
+        st.integers(1, 4),
+    ),
+    st.builds("{}:enospc:{}".format, st.sampled_from(WRITES), st.integers(1, 8)),
+)
+perhaps = st.one_of(st.just(""), st.just(""), faults)
+numbers = st.integers(0, 99)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a configuration asks for."""
+
+    root_seed: int = 1993
+    rotations: int = 1
+
+
+class Arena:
+    """Where the examples are played, and what is made once for all of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.writer = Writer()
+        self.variants = tuple(self._suite(folder / f"variant {number}", number) for number in range(2))
+        self._pristine: dict[tuple[Settings, tuple[int, ...]], Path] = {}
+
+    def config(self, suite: Path, root: Path, settings: Settings) -> DatasetConfig:
+        return DatasetConfig.from_values(
+            {
+                "dmo_base": suite / "DMO",
+                "hydro_base": suite / "Hydro",
+                "catalogue_base": suite / "FOF",
+                "output_root": root,
+                "resolution": 8,
+                "test_fraction": 0.4,
+                "simulations_per_block": 1,
+                "strata": [{"rotations": settings.rotations}],
+                "root_seed": settings.root_seed,
+            }
+        )
+
+    def pristine(self, settings: Settings, variants: dict[str, int]) -> Path:
+        """Return a data set that nothing has disturbed."""
+        key = (settings, tuple(variants.values()))
+        if key not in self._pristine:
+            suite = self.folder / f"suite of {len(self._pristine)}"
+            shutil.copytree(self.variants[0], suite)
+            for name, variant in variants.items():
+                for file in files_of(self.variants[variant], name):
+                    shutil.copy2(file, suite / file.relative_to(self.variants[variant]))
+            self._pristine[key] = self.folder / f"pristine {len(self._pristine)}"
+            config = self.config(suite, self._pristine[key], settings)
+            assert self.writer.do(run, config, NAMES, False) == Ended("done", True)
+        return self._pristine[key]
+
+    def _suite(self, folder: Path, variant: int) -> Path:
+        """Write one of two suites: in the second, each simulation has another input."""
+        made: MockSuite = write_mock_suite(
+            folder, simulations=NAMES, particles_per_side=8, halos_per_simulation=2, formats=[MockFormat()]
+        )
+        with h5py.File(next((made.hydro_base / "SB35_0").glob("*.hdf5")), "r+") as file:
+            file["Header"].attrs["MassTable"] *= 1.001 if variant else 1
+        for name, halos in (("SB35_1", 2 - variant), ("SB35_2", 2 * variant)):
+            with h5py.File(next((made.catalogue_base / name).glob("*.hdf5")), "r+") as file:
+                masses = file["Group/Group_M_Crit200"][...]
+                masses[(masses > 1e3).nonzero()[0][halos:]] = 1.0
+                file["Group/Group_M_Crit200"][...] = masses
+        return folder
+
+
+def files_of(suite: Path, name: str) -> list[Path]:
+    """Return a simulation's files: of both runs, and its catalogue."""
+    return sorted(suite.glob(f"*/{name}/*.hdf5"))
+
+
+@dataclass
+class Pending:
+    """A writer that has made samples and recorded none of them yet."""
+
+    run_id: str
+    block: ProjectedBlock
+    expected: dict[str, set[str]]
+    staging: ExitStack
+    names: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.names = tuple(one.work.files.name for one in self.block.screened)
+
+    @property
+    def replaces(self) -> bool:
+        return any(one.work.replaced for one in self.block.screened)
+
+
+class Store(RuleBasedStateMachine):
+    """A data set, and all that can be done to it."""
+
+    examples = count()
+
+    def __init__(self, arena: Arena) -> None:
+        super().__init__()
+        self.arena = arena
+        self.folder = arena.folder / f"example {next(self.examples)}"
+        self.suite, self.root = self.folder / "suite", self.folder / "data set"
+        shutil.copytree(arena.variants[0], self.suite)
+        self.settings = Settings()
+        self.variants = dict.fromkeys(NAMES, 0)
+        self.clock = count(1_700_000_000, 100)
+        self.pending: list[Pending] = []
+        self.ledger = Ledger(layout_of(self.config))
+        self.expected = self.asked_for(self.settings)
+
+    @property
+    def config(self) -> DatasetConfig:
+        return self.arena.config(self.suite, self.root, self.settings)
+
+    @property
+    def has_samples(self) -> bool:
+        return not self.ledger.rows.is_empty()
+
+    def asked_for(self, settings: Settings) -> dict[str, set[str]]:
+        """Return the ids of the samples of each simulation that a configuration asks for."""
+        config = self.arena.config(self.suite, self.root, settings)
+        wanted = {}
+        for name in NAMES:
+            files = find_simulation(name, config)
+            samples = predicted_samples(name, files.number, read_catalogue(files.catalogue.files), config)
+            wanted[name] = {
+                sample_id(name, halo.index, rotation)
+                for stratum, halo in samples.halos
+                for rotation in range(stratum.rotations)
+            }
+        return wanted
+
+    def do(self, operation, *arguments: object, fault: str = "") -> Ended:
+        """Do something in the other process."""
+        ended = self.arena.writer.do(operation, *arguments, fault=fault)
+        if ended.disturbed:
+            event(f"{operation.__name__} {ended.how} at {fault.rsplit(':', 1)[0]}")
+            self.ledger.interrupted = True
+        else:
+            event(f"{operation.__name__} {ended.how}")
+        if not fault:
+            assert not ended.disturbed, "it was killed, and not by us"
+        assert ended.how != "raised" or (ended.disturbed and "InjectedError" in ended.answer), ended.answer
+        return ended
+
+    def unheld(self, names: list[str], refresh: bool) -> list[str]:
+        """Return those of some simulations that another writer can work on: one that makes the same, or none does."""
+        held = {name for one in self.pending if refresh or one.replaces for name in one.names}
+        return [name for name in names if name not in held]
+
+    # Runs
+
+    @rule(names=names, refresh=st.booleans(), fault=perhaps)
+    def run_again(self, names: list[str], refresh: bool, fault: str) -> None:
+        """Do what the next run does, on some simulations."""
+        names = self.unheld(names, refresh)
+        if not names:
+            return
+        self.expected = self.asked_for(self.settings)
+        recorded = recorded_configuration(self.root)
+        fits = recorded is None or recorded.digest == self.config.digest
+        ended = self.do(run, self.config, names, refresh, fault=fault)
+        if ended.done:
+            self.ledger.interrupted = False
+            assert ended.answer or not refresh
+        elif not ended.disturbed:
+            assert not (fits or refresh) and "ConfigurationMismatchError" in ended.answer
+
+    @rule(name=st.sampled_from(NAMES), refresh=st.booleans(), fault=perhaps)
+    def write_samples(self, name: str, refresh: bool, fault: str) -> None:
+        """Make samples that nobody has recorded yet; their writer goes on living."""
+        if name not in self.unheld([name], True):
+            return
+        run_id, staging = new_run_id(), ExitStack()
+        staging.enter_context(staging_kept(layout_of(self.config), run_id))
+        ended = self.do(write, self.config, [name], run_id, refresh, fault=fault)
+        if ended.done:
+            self.ledger.interrupted = False
+        if ended.done and ended.answer is not None:
+            self.pending.append(Pending(run_id, ended.answer, self.asked_for(self.settings), staging))
+        else:
+            staging.close()
+
+    @precondition(lambda self: self.pending)
+    @rule(number=numbers, fault=perhaps)
+    def commit_block(self, number: int, fault: str) -> None:
+        """Record what a writer has made, unless another one has meanwhile."""
+        block = self.pending.pop(number % len(self.pending))
+        self.expected = block.expected
+        made = {sample.sample_id for result in block.block.results.values() for sample in result.samples}
+        replaced = {name for one in block.block.screened for name in one.work.replaced}
+        twice = (made - replaced) & set(self.ledger.rows["sample_id"])
+        ended = self.do(commit, self.config, block.block, block.run_id, fault=fault)
+        block.staging.close()
+        if ended.how == "refused" and not ended.disturbed:
+            assert twice and "already" in ended.answer, ended.answer
+        elif not ended.disturbed:
+            assert not twice
+
+    @precondition(lambda self: self.pending)
+    @rule(number=numbers)
+    def abandon_block(self, number: int) -> None:
+        """Let a writer die before it records anything."""
+        self.pending.pop(number % len(self.pending)).staging.close()
+        self.ledger.interrupted = True
+
+    # What changes around the data set
+
+    @precondition(lambda self: not self.pending)
+    @rule(seed=st.sampled_from((1993, 7)), more=st.booleans())
+    def change_settings(self, seed: int, more: bool) -> None:
+        """Ask for other orientations, or for more of them."""
+        self.settings = Settings(seed, max(self.settings.rotations, 1 + more))
+
+    @rule(name=st.sampled_from(NAMES), variant=st.integers(0, 1))
+    def change_input(self, name: str, variant: int) -> None:
+        """Replace a simulation's files by others, or by the same ones with another time."""
+        if name not in self.unheld([name], True):
+            return
+        self.variants[name] = variant
+        for file in files_of(self.arena.variants[variant], name):
+            path = self.suite / file.relative_to(self.arena.variants[variant])
+            shutil.copyfile(file, path)
+            now = next(self.clock)
+            os.utime(path, (now, now))
+
+    # Damage, and what mends it
+
+    @precondition(lambda self: self.has_samples)
+    @rule(number=numbers, how=st.sampled_from(("cut", "changed", "deleted", "moved")))
+    def damage_file(self, number: int, how: str) -> None:
+        """Damage the file of a row, as a disk or a user may."""
+        rows = self.ledger.rows
+        name, relative = rows.select("sample_id", "path").row(number % rows.height)
+        path = self.root / relative
+        if not path.exists() or any(name in one.expected[one.names[0]] for one in self.pending):
+            return
+        content = path.read_bytes()
+        self.ledger.destroyed.add(hashlib.sha256(content).hexdigest())
+        if how == "moved":
+            elsewhere = self.root / "train" / "elsewhere" / path.name
+            elsewhere.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(elsewhere)
+            return
+        path.unlink()  # it may have a second name, which is another file's on most disks
+        if how != "deleted":
+            self.leave(path, content[: len(content) // 2] if how == "cut" else content[:-1] + b"x")
+
+    @rule(name=st.sampled_from(NAMES), kind=st.sampled_from(("before its sample", "of no sample", "temporary")))
+    def orphan_appears(self, name: str, kind: str) -> None:
+        """Put a file among the samples that is none, some of them where a sample will be."""
+        layout = layout_of(self.config)
+        split = "test" if (self.root / "test" / f"sim_{name[-1]}").exists() else "train"
+        path = layout.sample_path(split, name, 0, 1 if kind == "before its sample" else 99)
+        if kind == "temporary":
+            path = path.with_name(f".{path.name}.{'0' * 16}.bind-tmp")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() and name in self.unheld([name], True):
+            self.leave(path, b"no sample")
+
+    def leave(self, path: Path, content: bytes) -> None:
+        path.write_bytes(content)
+        self.ledger.garbage[path.relative_to(self.root).as_posix()] = sha256_of(path)
+
+    @precondition(lambda self: self.has_samples and not self.pending)
+    @rule(number=numbers, other=st.booleans())
+    def rows_are_doubled(self, number: int, other: bool) -> None:
+        """Add a row of a sample once more, as another tool may: the same one, or one of another file."""
+        rows = self.ledger.rows
+        row = rows[number % rows.height].with_columns(pl.lit("f" * 64).alias("sha256") if other else pl.col("sha256"))
+        if row["sample_id"][0] not in self.ledger.doubled:
+            write_deltalake(
+                layout_of(self.config).samples_table, row.to_arrow(compat_level=pl.CompatLevel.oldest()), mode="append"
+            )
+            self.ledger.doubled.add(row["sample_id"][0])
+            self.ledger.destroyed.add("f" * 64)
+
+    @precondition(lambda self: self.ledger.doubled)
+    @rule(fault=perhaps)
+    def duplicates_removed(self, fault: str) -> None:
+        """Keep one row of each sample."""
+        if self.do(remove_duplicates, self.config, fault=fault).done:
+            self.ledger.doubled.clear()
+
+    @precondition(lambda self: self.has_samples and not self.pending)
+    @rule(fault=perhaps)
+    def repaired(self, fault: str) -> None:
+        """Do what the command `repair` does, with the settings that are recorded."""
+        recorded = recorded_configuration(self.root)
+        assert recorded is not None
+        self.expected = self.asked_for(Settings(recorded.root_seed, recorded.strata[0].rotations))
+        ended = self.do(repair, self.root, fault=fault)
+        if ended.done:
+            self.ledger.interrupted = False
+            self.ledger.doubled.clear()
+            assert ended.answer == []
+
+    # Tables and versions
+
+    @precondition(lambda self: self.has_samples)
+    @rule(simulations=st.booleans(), leftover=st.booleans(), fault=perhaps)
+    def compacted(self, simulations: bool, leftover: bool, fault: str) -> None:
+        """Merge a table's files, and remove an old one that a killed commit has left."""
+        layout = layout_of(self.config)
+        table = layout.simulations_table if simulations else layout.samples_table
+        if not table.exists():
+            return
+        left = table / "part-00000-left.parquet"
+        if leftover:
+            left.write_bytes(b"half a file")
+            os.utime(left, (0, 0))
+        ended = self.do(compact, table, fault=fault)
+        assert not ended.done or not left.exists()
+
+    @precondition(lambda self: self.has_samples)
+    @rule(fault=perhaps)
+    def tagged(self, fault: str) -> None:
+        """Give the latest version a name."""
+        name = f"tag-{len(self.ledger.tags)}"
+        ended = self.do(tag, self.config, name, fault=fault)
+        if ended.done:
+            self.ledger.tags[name] = ended.answer
+            assert ended.answer == max(self.ledger.versions)
+
+    @precondition(lambda self: self.ledger.tags)
+    @rule(number=numbers)
+    def tag_read(self, number: int) -> None:
+        """Read back the version that a name was given to."""
+        name = f"tag-{number % len(self.ledger.tags)}"
+        version = resolve_version(layout_of(self.config), name)
+        assert version.number == self.ledger.tags[name]
+        self.ledger.check_version(version.number)
+
+    @invariant()
+    def keeps_its_word(self) -> None:
+        """Hold everything against what was promised."""
+        self.ledger.check(self.expected)
+
+    def teardown(self) -> None:
+        """Assert that an undisturbed run, and a repair, lead to what is made from nothing."""
+        for one in self.pending:
+            one.staging.close()
+        self.pending.clear()
+        try:
+            if sys.exc_info()[0] is None:
+                self.finish()
+        finally:
+            shutil.rmtree(self.folder)
+
+    def finish(self) -> None:
+        self.run_again(list(NAMES), True, "")
+        self.keeps_its_word()
+        if self.has_samples:
+            self.repaired("")
+            self.keeps_its_word()
+        pristine = self.arena.pristine(self.settings, self.variants)
+        assert sample_rows(self.root).equals(sample_rows(pristine))
+        of_the_attempt = ("inputs", "n_planned")
+        assert simulation_rows(self.root).drop(of_the_attempt).equals(simulation_rows(pristine).drop(of_the_attempt))
+        in_place = {path: digest for path, digest in digests(self.root).items() if not path.startswith("superseded")}
+        assert in_place == digests(pristine)
+        self.ledger.check_cleared()
+        for number in self.ledger.versions:
+            self.ledger.check_version(number)
+        assert not self.ledger.destroyed & set(self.ledger.rows["sha256"])
+        version = Manifest(layout_of(self.config)).version
+        self.run_again(list(NAMES), True, "")
+        assert Manifest(layout_of(self.config)).version == version, "there was nothing to do"
+
+
+@pytest.fixture(scope="module")
+def arena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
+    """Return where examples are played, with processes that are forked from one that has imported everything."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "tests"))))
+        preload_writers()
+        made = Arena(tmp_path_factory.mktemp("store"))
+        yield made
+        made.writer.stop()
+
+
+@pytest.mark.timeout(0 if os.environ.get(EXAMPLES) else 600)
+def test_the_store_keeps_its_word_in_any_order(arena: Arena) -> None:
+    """Whatever is done in whichever order, and killed wherever, nothing that was promised is lost."""
+    asked = os.environ.get(EXAMPLES)
+    run_state_machine_as_test(
+        lambda: Store(arena),
+        settings=settings(
+            max_examples=int(asked or FEW),
+            stateful_step_count=LONG if asked else SHORT,
+            derandomize=not asked,
+            database=None,
+            deadline=None,
+            print_blob=True,
+            phases=(Phase.generate,),
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
