@@ -4,7 +4,9 @@ A file of a few kilobytes can declare a dataset of 10^12 rows, or one whose numb
 is therefore not believed: what is read has to lie in the file, all of it.
 """
 
+import errno
 import math
+import os
 
 import h5py
 
@@ -131,6 +133,36 @@ def require_stored(dataset: h5py.Dataset, *, positions: bool = False) -> None:
             f"{name} claims {claimed:,} bytes of numbers with its shape {dataset.shape}, more than the "
             f"{min(stored, size):,} bytes that the file has of them can hold. It is damaged: fetch it again"
         )
+    if positions and claimed > _SMALL_POSITIONS:
+        written = _written_bytes(dataset.file.filename, stored)
+        if written < stored:
+            raise StoredDataError(
+                f"{name} claims {claimed:,} bytes of numbers with its shape {dataset.shape}, but of the {size:,} bytes "
+                f"of the file only {written:,} were ever written; the rest are holes. It is incomplete: fetch it again"
+            )
+
+
+def _written_bytes(path: str, enough: int) -> int:
+    """Return how many bytes of a file are no holes; counts no further than to what is enough.
+
+    A hole is a range that was never written and takes no room on disk, however large: it would be read as zeros. Where
+    the file system does not tell them, there are none.
+    """
+    written = 0
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        end = os.fstat(descriptor).st_size
+        position = 0
+        while position < end and written < enough:
+            start = os.lseek(descriptor, position, os.SEEK_DATA)
+            position = os.lseek(descriptor, start, os.SEEK_HOLE)
+            written += position - start
+    except OSError as error:
+        # No data after here; any other error says that the file system cannot tell.
+        return written if error.errno == errno.ENXIO else enough
+    finally:
+        os.close(descriptor)
+    return written
 
 
 def _require_known_filters(dataset: h5py.Dataset) -> None:
