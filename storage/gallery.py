@@ -5,8 +5,8 @@ from typing import Any
 
 import polars as pl
 
+from bind_core.config import DatasetConfig
 from bind_core.errors import BindDataError
-from bind_core.windows import Windows
 from storage.contact_sheet import SheetEntry, contact_sheet, dataset_contact_sheet, sample_title
 from storage.layout import DatasetLayout
 from storage.manifest import Manifest, recorded_configuration
@@ -19,8 +19,15 @@ class UnknownSampleError(BindDataError):
     """A sample that the manifest does not know."""
 
 
-def sheet_of_dataset(layout: DatasetLayout, windows: Windows) -> bytes | None:
+def sheet_of_dataset(layout: DatasetLayout, config: DatasetConfig) -> bytes | None:
     """Return a PNG of some of a data set's samples, the heaviest haloes of different simulations first.
+
+    Parameters
+    ----------
+    layout : DatasetLayout
+        The data set.
+    config : DatasetConfig
+        What it is made with.
 
     Returns
     -------
@@ -41,7 +48,7 @@ def sheet_of_dataset(layout: DatasetLayout, windows: Windows) -> bytes | None:
         )
         for row in ranked.head(_MOST_SAMPLES).iter_rows(named=True)
     ]
-    return dataset_contact_sheet(entries, windows, title=f"{rows.height:,} samples")
+    return dataset_contact_sheet(entries, config.windows, f"{rows.height:,} samples", config.extra_fields)
 
 
 def sheet_of_sample(layout: DatasetLayout, name: str) -> tuple[str, bytes]:
@@ -72,7 +79,7 @@ def sheet_of_sample(layout: DatasetLayout, name: str) -> tuple[str, bytes]:
         raise UnknownSampleError(f"{layout.root} holds no data set.")
     title = sample_title(row["simulation"], row["halo"], row["rotation"], row["halo_mass"])
     sample = read_sample(layout.absolute(row["path"]))
-    return row["sample_id"], contact_sheet(sample, config.windows, title)
+    return row["sample_id"], contact_sheet(sample, config.windows, title, config.extra_fields)
 
 
 def find_sample(layout: DatasetLayout, name: str) -> dict[str, Any]:

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
-from matplotlib.colors import Colormap, LogNorm
+from matplotlib.colors import Normalize
 from PIL import Image
 
 from bind_core.errors import BindDataError
 from bind_core.findings import Severity
 from bind_core.windows import Windows
 from storage.audit_result import AuditFinding, AuditResult, Depth
-from storage.contact_sheet import UNIT, MapPanel, colour_scales, map_panels
 from storage.layout import DatasetLayout
+from storage.map_panels import MapPanel, colour_scales, map_panels
 from storage.samples import SampleError, decode_sample
 
 _MOST_TYPICAL, _MOST_SUSPICIOUS = 4, 8
@@ -37,13 +37,15 @@ class Picture:
     window: str
     """Side of its window, with the unit."""
     uri: str
-    """The image itself, as a ``data:`` address; empty where the map holds no mass."""
+    """The image itself, as a ``data:`` address; empty where the map holds nothing."""
     pixels: int
     """Side of the map."""
     scale: str
     """Which of the gallery's colour bars it belongs to."""
     brightest: str
     """Largest value, as text."""
+    emptiness: str
+    """What to say in place of the image."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class ColourBar:
     """Colours from `lowest` to `highest`, for a CSS gradient."""
     lowest: str
     highest: str
+    unit: str
+    """Empty where nobody has said it."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,6 @@ class Gallery:
 
     groups: tuple[CardGroup, ...]
     bars: tuple[ColourBar, ...]
-    unit: str = UNIT
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ def gallery_of(result: AuditResult, layout: DatasetLayout) -> Gallery:
             if hashlib.sha256(content).hexdigest() != row["sha256"]:
                 problems[row["sample_id"]] = "The file is not the recorded one: its SHA-256 is another."
             sample = decode_sample(content, layout.absolute(row["path"]))
-            panels[row["sample_id"]] = map_panels(sample, result.config.windows)
+            panels[row["sample_id"]] = map_panels(sample, result.config.windows, result.config.extra_fields)
         except BindDataError as error:
             problems[row["sample_id"]] = str(error)
     everything = list(panels.values())
@@ -283,7 +286,7 @@ def _card(
     row: dict,
     measures: dict,
     panels: Sequence[MapPanel],
-    scales: dict[str, LogNorm | None],
+    scales: dict[str, Normalize | None],
     problem: str,
     findings: tuple[AuditFinding, ...],
     windows: Windows,
@@ -343,40 +346,40 @@ def _facts(row: dict, measures: dict, windows: Windows) -> dict[str, dict[str, s
     return {heading: values for heading, values in facts.items() if values}
 
 
-def _picture(panel: MapPanel, scale: LogNorm | None) -> Picture:
-    brightest = float(panel.pixels.max())
+def _picture(panel: MapPanel, scale: Normalize | None) -> Picture:
     return Picture(
         name=panel.name,
         window=f"{panel.size:g} Mpc/h",
-        uri="" if scale is None or brightest <= 0 else _image(panel, scale),
+        uri=_image(panel, scale) if scale is not None and panel.pixels.any() else "",
         pixels=panel.pixels.shape[0],
         scale=panel.scale,
-        brightest=scientific(brightest),
+        brightest=scientific(float(panel.pixels.max())) + (f" {panel.unit}" if panel.transform and panel.unit else ""),
+        emptiness=panel.emptiness,
     )
 
 
-def _image(panel: MapPanel, scale: LogNorm) -> str:
+def _image(panel: MapPanel, scale: Normalize) -> str:
     # The first index of a map runs along x', and images are stored from the top.
-    pixels = np.ascontiguousarray(panel.pixels.T[::-1])
+    pixels = np.ascontiguousarray(panel.shown(scale).T[::-1])
     if max(pixels.shape) > _MOST_PIXELS:
         smaller = Image.fromarray(pixels).resize((_MOST_PIXELS, _MOST_PIXELS), Image.Resampling.BOX)
         pixels = np.asarray(smaller)
-    lowest, highest = float(scale.vmin or 0), float(scale.vmax or 0)
-    colours = panel.palette(scale(np.clip(pixels, lowest, highest)), bytes=True)[..., :3]
+    colours = panel.colours(scale)(scale(pixels), bytes=True)[..., :3]
     stream = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(colours)).save(stream, format="WEBP", quality=_QUALITY, method=4)
     return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
-def _bars(rows: Sequence[Sequence[MapPanel]], scales: dict[str, LogNorm | None]) -> Iterator[ColourBar]:
-    palettes: dict[str, Colormap] = {panel.scale: panel.palette for panels in rows for panel in panels}
-    for name, palette in palettes.items():
+def _bars(rows: Sequence[Sequence[MapPanel]], scales: dict[str, Normalize | None]) -> Iterator[ColourBar]:
+    for name, panel in {panel.scale: panel for panels in rows for panel in panels}.items():
         scale = scales[name]
         if scale is not None:
+            palette = panel.colours(scale)
             steps = (palette(step / (_BAR_STEPS - 1), bytes=True)[:3] for step in range(_BAR_STEPS))
             yield ColourBar(
                 scale=name,
                 gradient=", ".join(f"rgb({red} {green} {blue})" for red, green, blue in steps),
                 lowest=scientific(float(scale.vmin or 0)),
                 highest=scientific(float(scale.vmax or 0)),
+                unit=panel.unit,
             )

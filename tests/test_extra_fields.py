@@ -28,6 +28,7 @@ from storage.card_facts import Publication
 from storage.gallery import sheet_of_dataset
 from storage.layout import DatasetLayout
 from storage.manifest import Manifest
+from storage.report_gallery import gallery_of
 from storage.samples import read_sample
 from storage.shards import pack, verify_pack
 from storage.versions import resolve_version
@@ -211,8 +212,12 @@ def test_audit_pack_and_pictures(made: DatasetConfig, samples: list[Sample]) -> 
         assert one.keys() == other.keys() == set(Sample.numbers())
         assert all(np.array_equal(one[key], other[key]) for key in one)
         assert np.array_equal(one["target"], sample.target)
-    picture = sheet_of_dataset(layout, made.windows)
+    picture = sheet_of_dataset(layout, made)
     assert picture is not None and picture.startswith(b"\x89PNG")
+    pages = gallery_of(result, layout)
+    shown = {picture.name for group in pages.groups for card in group.cards for picture in card.pictures}
+    assert shown >= {f"Target: {name.replace('_', ' ')}" for name in CHANNELS}
+    assert {"(km/s)^2", "Msun/h of iron"} <= {bar.unit for bar in pages.bars}
 
 
 def test_the_card_names_channels_and_units(made: DatasetConfig) -> None:

@@ -2,22 +2,21 @@ import dataclasses
 import io
 import struct
 import threading
-from pathlib import Path
 
 import matplotlib.image
 import numpy as np
 import pytest
 
+from bind_core.fields import ExtraField
+from bind_core.sample import Sample
 from bind_core.windows import Windows
 from storage.contact_sheet import (
-    ContactSheetError,
     SheetEntry,
     contact_sheet,
     dataset_contact_sheet,
     sample_title,
-    write_contact_sheet,
-    write_dataset_contact_sheet,
 )
+from storage.map_panels import ContactSheetError
 
 WINDOWS = Windows(resolution=16)
 
@@ -133,11 +132,37 @@ def test_sheets_can_be_drawn_by_several_threads(make_sample) -> None:
     assert [found[i] == expected[i % 2] for i in range(4)] == [True] * 4
 
 
-def test_sheets_are_written(tmp_path: Path, make_sample) -> None:
-    """Files hold what the functions return, and nothing else is left in the folder."""
-    write_contact_sheet(tmp_path / "one.png", make_sample(), WINDOWS, "title")
-    entries = [SheetEntry("a", make_sample())]
-    write_dataset_contact_sheet(tmp_path / "all.png", entries, WINDOWS, "title")
-    assert (tmp_path / "one.png").read_bytes() == contact_sheet(make_sample(), WINDOWS, "title")
-    assert (tmp_path / "all.png").read_bytes() == dataset_contact_sheet(entries, WINDOWS, "title")
-    assert len(list(tmp_path.iterdir())) == 2
+def with_channels(sample: Sample, **channels: np.ndarray) -> Sample:
+    """Return a sample with further channels."""
+    target = np.stack([*sample.target, *channels.values()]).astype(np.float32)
+    return dataclasses.replace(sample, target=target, target_channels=(*sample.target_channels, *channels))
+
+
+def test_further_channels_are_drawn_with_their_units(make_sample) -> None:
+    """A further channel widens the sheet of several samples, and its values and its unit show on both sheets."""
+    plain = make_sample()
+    sample = with_channels(plain, gas_velocity=plain.condition - plain.condition.mean())
+    turned = with_channels(plain, gas_velocity=plain.condition.mean() - plain.condition)
+    field = ExtraField(name="gas_velocity", particle_type="gas", unit="km/s")
+    other = field.model_copy(update={"unit": "m/s"})
+
+    def several(one: Sample, *fields: ExtraField) -> bytes:
+        return dataset_contact_sheet([SheetEntry("one", one)], WINDOWS, fields=fields)
+
+    drawn = several(sample, field)
+    assert size(drawn)[0] > 1.1 * size(several(plain))[0]
+    assert drawn not in (several(turned, field), several(sample, other))
+    assert contact_sheet(sample, WINDOWS, fields=[field]) != contact_sheet(sample, WINDOWS, fields=[other])
+
+
+def test_long_names_and_units_are_shown_and_not_interpreted(make_sample) -> None:
+    """Text with mathematical markup, or too long for its place, leaves the maps where they are."""
+    name = "a" * 48
+    sample = with_channels(make_sample(), **{name: make_sample(1).condition})
+    field = ExtraField(name=name, particle_type="gas", unit=r"$\frac{" + "m" * 70)
+    title = sample_title("SB35_" + "0" * 100, 0, 0, 1e13, separator="\n")
+    sheet = dataset_contact_sheet([SheetEntry(title, sample)], WINDOWS, fields=[field])
+    plain = dataset_contact_sheet([SheetEntry("", sample)], WINDOWS, fields=[field])
+    left = 262  # where the first map begins
+    assert np.array_equal(pixels(sheet)[:, left:], pixels(plain)[:, left:])
+    assert min(size(contact_sheet(sample, WINDOWS, title, [field]))) > 600

@@ -17,7 +17,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the titles of the samples that the data set's sheet was drawn of."""
     titles: list[str] = []
 
-    def draw(entries: Any, windows: Any, title: str) -> bytes:
+    def draw(entries: Any, *others: Any) -> bytes:
         titles.extend(entry.title for entry in entries)
         return PNG
 
@@ -42,14 +42,14 @@ def test_the_heaviest_haloes_of_different_simulations_are_shown(dataset: Any, sh
     """With many simulations, each picture is of another one: those with the heaviest haloes, heaviest first."""
     heaviest = {"SB35_0": 4e13, "SB35_1": 9e13, "SB35_2": 5e13, "SB35_3": 6e13, "SB35_10": 7e13}
     commit(dataset, {name: [2e13, mass, 0.99 * mass] for name, mass in heaviest.items()})
-    assert sheet_of_dataset(dataset.layout, dataset.config.windows) == PNG
+    assert sheet_of_dataset(dataset.layout, dataset.config) == PNG
     assert first_words(shown) == ["SB35_1", "SB35_10", "SB35_3", "SB35_2"]
 
 
 def test_few_simulations_show_their_next_haloes(dataset: Any, shown: list[str]) -> None:
     """Where simulations run out, the second halo of each follows, never another rotation of one already shown."""
     commit(dataset, {"SB35_0": [3e13, 5e13], "SB35_1": [4e13]})
-    sheet_of_dataset(dataset.layout, dataset.config.windows)
+    sheet_of_dataset(dataset.layout, dataset.config)
     assert first_words(shown) == ["SB35_0", "SB35_1", "SB35_0"]
     assert len(set(shown)) == 3
 
@@ -57,7 +57,7 @@ def test_few_simulations_show_their_next_haloes(dataset: Any, shown: list[str]) 
 def test_no_sample_is_no_sheet(dataset: Any) -> None:
     """A data set without samples has no contact sheet, and that is no error."""
     dataset.open().commit(None, dataset.simulation_rows("SB35_0", status="blocked"), "run")
-    assert sheet_of_dataset(dataset.layout, dataset.config.windows) is None
+    assert sheet_of_dataset(dataset.layout, dataset.config) is None
 
 
 def test_a_sample_is_found_by_any_of_its_names(dataset: Any) -> None:
