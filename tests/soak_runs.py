@@ -178,21 +178,21 @@ class Soak:
     def __init__(self, home: Path, suite: MockSuite) -> None:
         self.home = home
         self.arena = Arena(home / "arena", suite, home / "config.yaml", older=home / "none")
-        self._results: dict[Program, Content] = {}
-        self._seconds: dict[Program, float] = {}
+        self._results: dict[str, Content] = {}
+        self._seconds: dict[str, float] = {}
 
     def undisturbed(self, program: Program) -> Content:
         """Return what a program leads to that nothing disturbs."""
-        if program not in self._results:
+        if program.name not in self._results:
             self.begin(program)
             family = Family()
             run = self.run(program, family)
             assert run.status == 0, run.said
             wait_for(lambda: not family.members(), "the end of all processes", PATIENCE)
             assert not leftovers(self.arena)
-            self._results[program], self._seconds[program] = content(self.arena), run.seconds
+            self._results[program.name], self._seconds[program.name] = content(self.arena), run.seconds
             shutil.copytree(self.arena.folder, self._kept(program))
-        return self._results[program]
+        return self._results[program.name]
 
     def begin(self, program: Program) -> None:
         """Make the place what a program starts from."""
@@ -264,7 +264,7 @@ class Soak:
         victim, at = None, 0.0
         if blow is not None:
             try:
-                process.wait(timeout=blow.moment * self._seconds[program])
+                process.wait(timeout=blow.moment * self._seconds[program.name])
             except subprocess.TimeoutExpired:
                 at = time.monotonic() - began
                 victim = _strike(blow, process, family)
