@@ -1,5 +1,6 @@
 """What the versions of the table ``samples`` say of themselves."""
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -30,7 +31,8 @@ class ManifestVersion:
 
 def version_of(entry: dict[str, Any]) -> ManifestVersion:
     """Return the version that an entry of `storage.tables.table_history` is of; it may be another tool's."""
-    metrics = entry.get("operationMetrics", {})
+    metrics = entry.get("operationMetrics")
+    metrics = metrics if isinstance(metrics, dict) else {}
     added = metrics.get("num_added_rows") or metrics.get("num_target_rows_inserted") or 0
     removed = metrics.get("num_deleted_rows") or metrics.get("num_target_rows_deleted") or 0
     texts = ("run_id", "action", "user", "host", "config_digest", "code_version")
@@ -38,7 +40,13 @@ def version_of(entry: dict[str, Any]) -> ManifestVersion:
         version=entry["version"],
         committed_at=datetime.fromtimestamp(entry["timestamp"] / 1000, UTC),
         operation=entry["operation"],
-        samples_added=int(entry.get("samples_added", added)),
-        samples_removed=int(entry.get("samples_removed", removed)),
-        **{name: entry.get(name, "") for name in texts},
+        samples_added=_number(entry.get("samples_added", added)),
+        samples_removed=_number(entry.get("samples_removed", removed)),
+        **{name: str(entry.get(name, "")) for name in texts},
     )
+
+
+def _number(said: object) -> int:
+    """Return a number that a commit says of itself; 0 where it says something else."""
+    text = str(said)
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else 0

@@ -176,8 +176,11 @@ def remove_leftovers(path: Path, now: datetime) -> list[Path]:
     log = sorted(entry for entry in log_folder.iterdir() if _LOG_ENTRY.fullmatch(entry.name))
     if not log or [int(entry.stem) for entry in log] != list(range(len(log))):
         return []
-    for entry in log:
-        old.difference_update(_referred_to(entry))
+    try:
+        for entry in log:
+            old.difference_update(_referred_to(entry))
+    except DeltaError:
+        return []
     leftovers = [path / name for name in sorted(old)]
     for leftover in leftovers:
         leftover.unlink(missing_ok=True)
@@ -185,7 +188,11 @@ def remove_leftovers(path: Path, now: datetime) -> list[Path]:
 
 
 def _referred_to(entry: Path) -> Iterator[str]:
-    for line in entry.read_text(encoding="utf-8").splitlines():
-        for action in json.loads(line).values():
-            if isinstance(action, dict) and isinstance(action.get("path"), str):
-                yield unquote(action["path"])
+    try:
+        lines = [json.loads(line) for line in entry.read_text(encoding="utf-8").splitlines()]
+        actions = [action for line in lines for action in line.values()]
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise DeltaError(f"{entry} is no entry of a table's log: {error}") from error
+    for action in actions:
+        if isinstance(action, dict) and isinstance(action.get("path"), str):
+            yield unquote(action["path"])

@@ -3,6 +3,7 @@
 import errno
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -111,7 +112,9 @@ def table_history(path: Path) -> list[dict[str, Any]]:
     table = open_table(path)
     try:
         history: list[dict[str, Any]] = [] if table is None else table.history()
-    except (DeltaError, OSError) as error:
+        for entry in history:
+            datetime.fromtimestamp(entry["timestamp"] / 1000, UTC)
+    except (DeltaError, OSError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise ManifestError(f"Cannot read the history of the table {path}: {error}") from error
     return sorted(history, key=lambda entry: entry["version"])
 

@@ -30,7 +30,7 @@ from storage.manifest import Manifest, open_dataset
 from storage.provenance import InputFile
 from storage.recording import commit_outcomes
 from storage.shards import CHECKSUMS_FILE, verify_pack
-from storage.tables import append_rows, overwrite_rows
+from storage.tables import BEFORE_THE_FIRST, append_rows, open_table, overwrite_rows
 from storage.versions import resolve_version
 from storage.workload import plan_workload
 from tasks.block_files import progress_in, result_file, results_in
@@ -140,13 +140,18 @@ def read_the_tables(seeds: Path, folder: Path, random: Random) -> str | None:
         lambda: manifest.versions[-1].committed_at.isoformat() if manifest.versions else None,
         lambda: len(plan_workload(config, manifest, None).outstanding),
         lambda: append_rows(table, added, {"action": "generate"}),
-        lambda: overwrite_rows(table, added, ["SB35_0"], {"action": "refresh"}),
+        lambda: overwrite_rows(table, added, ["SB35_0"], {"action": "refresh"}, _version_of(table)),
         lambda: keep_compact(table, {}, datetime.now(UTC)),
     )
     refused = [said for ask in asked if (said := attempt(layout.root, ask))]
     remove_leftovers(table, datetime.now(UTC) + timedelta(days=2))
     _require_untouched(folder)
     return refused[0] if refused else None
+
+
+def _version_of(table: Path) -> int:
+    opened = open_table(table)
+    return BEFORE_THE_FIRST if opened is None else opened.version()
 
 
 def _sealed(content: bytes, random: Random) -> bytes:

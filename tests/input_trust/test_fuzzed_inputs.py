@@ -41,7 +41,12 @@ def outcomes_of(seeds: Path, folder: Path, reader: str, seed: int, cases: range)
     outcomes = []
     first = cases.start
     root = PROGRAM.parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root), "TMPDIR": str(folder), "HDF5_USE_FILE_LOCKING": "FALSE"}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join((str(root), str(root / "tests"))),
+        "TMPDIR": str(folder),
+        "HDF5_USE_FILE_LOCKING": "FALSE",
+        "MALLOC_ARENA_MAX": "2",  # each thread would set address space aside for a heap of its own
+    }
     while first < cases.stop:
         command = [sys.executable, PROGRAM, seeds, reader, seed, first, cases.stop - first]
         done = subprocess.run(
