@@ -23,6 +23,7 @@ from storage.audit import audit
 from storage.audit_depth import Depth
 from storage.blocks import block_outcomes, plan_block, screen_block
 from storage.compaction import LEFTOVER_AGE
+from storage.lease import writing
 from storage.manifest import Manifest, open_dataset, recorded_configuration
 from storage.preparation import prepare_root
 from storage.recording import commit_outcomes, new_run_id
@@ -78,12 +79,13 @@ def repair(root: Path) -> list[str]:
     config = recorded_configuration(root)
     assert config is not None
     layout, run_id = layout_of(config), new_run_id()
-    manifest = open_dataset(layout, config)
     prepare_root(layout)
-    plan = plan_repair(layout, manifest, _audited(config))
-    tidy(layout, manifest, plan, run_id)
+    with writing(layout, "repair", run_id) as lease:
+        manifest = open_dataset(layout, config, lease)
+        plan = plan_repair(layout, manifest, _audited(config))
+        tidy(layout, manifest, plan, run_id)
     if plan.simulations:
-        with staging_kept(layout, run_id):
+        with writing(layout, "repair", run_id, plan.simulations), staging_kept(layout, run_id):
             block = write(config, plan.simulations, run_id, True, plan.remake)
             if block is not None:
                 commit(config, block, run_id, repair=True)
@@ -95,10 +97,10 @@ def remove_duplicates(config: DatasetConfig) -> int:
 
 
 def compact(table: Path) -> list[Path]:
-    """Merge a table's files and remove what has been of no version for a day; return what was removed."""
+    """Merge a table's files and remove, as it is done a day later, what is of no version; return what was removed."""
     compaction.compact(table, {"run_id": "compaction"})
     faults.passing(faults.Step.WITHIN_COMPACTION)
-    return compaction.remove_leftovers(table, datetime.now(UTC) + LEFTOVER_AGE / 2)
+    return compaction.remove_leftovers(table, datetime.now(UTC) + 2 * LEFTOVER_AGE)
 
 
 def tag(config: DatasetConfig, name: str) -> int:

@@ -7,12 +7,13 @@ random; of one that fails, the last lines of the report say how to repeat it.
 import hashlib
 import os
 import shutil
-import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import ClassVar
 
 import h5py
 import polars as pl
@@ -20,7 +21,7 @@ import pytest
 from batch_runs import REPOSITORY, digests, sample_rows, simulation_rows
 from block_runs import ProjectedBlock, layout_of
 from deltalake import write_deltalake
-from hypothesis import HealthCheck, Phase, event, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from store_ledger import Ledger
@@ -153,9 +154,12 @@ class Pending:
     expected: dict[str, set[str]]
     staging: ExitStack
     names: tuple[str, ...] = field(init=False)
+    made: set[str] = field(init=False)
+    """Ids of the samples whose files are whole."""
 
     def __post_init__(self) -> None:
         self.names = tuple(one.work.files.name for one in self.block.screened)
+        self.made = {sample.sample_id for result in self.block.results.values() for sample in result.samples}
 
     @property
     def replaces(self) -> bool:
@@ -166,6 +170,8 @@ class Store(RuleBasedStateMachine):
     """A data set, and all that can be done to it."""
 
     examples = count()
+    happened: ClassVar[Counter[tuple[str, str, str]]] = Counter()
+    """How often each operation ended in which way, and at which step if a fault ended it."""
 
     def __init__(self, arena: Arena) -> None:
         super().__init__()
@@ -179,6 +185,8 @@ class Store(RuleBasedStateMachine):
         self.pending: list[Pending] = []
         self.ledger = Ledger(layout_of(self.config))
         self.expected = self.asked_for(self.settings)
+        self.sound = True
+        """Whether no assertion has failed so far."""
 
     @property
     def config(self) -> DatasetConfig:
@@ -204,12 +212,11 @@ class Store(RuleBasedStateMachine):
 
     def do(self, operation, *arguments: object, fault: str = "") -> Ended:
         """Do something in the other process."""
+        self.sound = False
         ended = self.arena.writer.do(operation, *arguments, fault=fault)
         if ended.disturbed:
-            event(f"{operation.__name__} {ended.how} at {fault.rsplit(':', 1)[0]}")
             self.ledger.interrupted = True
-        else:
-            event(f"{operation.__name__} {ended.how}")
+        self.happened[operation.__name__, ended.how, fault.split(":")[0] if ended.disturbed else ""] += 1
         if not fault:
             assert not ended.disturbed, "it was killed, and not by us"
         assert ended.how != "raised" or (ended.disturbed and "InjectedError" in ended.answer), ended.answer
@@ -259,9 +266,8 @@ class Store(RuleBasedStateMachine):
         """Record what a writer has made, unless another one has meanwhile."""
         block = self.pending.pop(number % len(self.pending))
         self.expected = block.expected
-        made = {sample.sample_id for result in block.block.results.values() for sample in result.samples}
         replaced = {name for one in block.block.screened for name in one.work.replaced}
-        twice = (made - replaced) & set(self.ledger.rows["sample_id"])
+        twice = (block.made - replaced) & set(self.ledger.rows["sample_id"])
         ended = self.do(commit, self.config, block.block, block.run_id, fault=fault)
         block.staging.close()
         if ended.how == "refused" and not ended.disturbed:
@@ -275,6 +281,22 @@ class Store(RuleBasedStateMachine):
         """Let a writer die before it records anything."""
         self.pending.pop(number % len(self.pending)).staging.close()
         self.ledger.interrupted = True
+
+    @precondition(lambda self: self.pending)
+    @rule(number=numbers, cut=st.booleans())
+    def unrecorded_file_is_lost(self, number: int, cut: bool) -> None:
+        """Damage a file that its writer has not recorded yet."""
+        block = self.pending[number % len(self.pending)]
+        for result in block.block.results.values():
+            for sample in result.samples:
+                path = self.root / sample.file
+                if path.exists() and sample.sample_id not in self.ledger.rows["sample_id"]:
+                    content = path.read_bytes()
+                    path.unlink()
+                    if cut:
+                        self.leave(path, content[:-9])
+                    block.made.discard(sample.sample_id)
+                    return
 
     # What changes around the data set
 
@@ -407,6 +429,7 @@ class Store(RuleBasedStateMachine):
     def keeps_its_word(self) -> None:
         """Hold everything against what was promised."""
         self.ledger.check(self.expected)
+        self.sound = True
 
     def teardown(self) -> None:
         """Assert that an undisturbed run, and a repair, lead to what is made from nothing."""
@@ -414,7 +437,7 @@ class Store(RuleBasedStateMachine):
             one.staging.close()
         self.pending.clear()
         try:
-            if sys.exc_info()[0] is None:
+            if self.sound:
                 self.finish()
         finally:
             shutil.rmtree(self.folder)
@@ -455,6 +478,7 @@ def arena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
 def test_the_store_keeps_its_word_in_any_order(arena: Arena) -> None:
     """Whatever is done in whichever order, and killed wherever, nothing that was promised is lost."""
     asked = os.environ.get(EXAMPLES)
+    Store.happened.clear()
     run_state_machine_as_test(
         lambda: Store(arena),
         settings=settings(
@@ -468,3 +492,6 @@ def test_the_store_keeps_its_word_in_any_order(arena: Arena) -> None:
             suppress_health_check=list(HealthCheck),
         ),
     )
+    for what, times in sorted(Store.happened.items()):
+        print(times, *what)
+    assert any(how == "killed" for _, how, _ in Store.happened)
