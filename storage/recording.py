@@ -3,7 +3,7 @@
 import json
 import secrets
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -22,7 +22,7 @@ from storage.manifest import Manifest
 from storage.provenance import Inputs, digest_of_inputs, to_json
 from storage.results import SampleRecord
 from storage.tables import one_of, read_rows
-from storage.workload import Reason, SimulationWork
+from storage.workload import SimulationWork
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,12 @@ def commit_outcomes(
         if outcome.plan is not None
         for target, record in _paired(outcome.plan, outcome.samples)
     ]
-    before = _committed_counts(manifest, [outcome.work.files.name for outcome in outcomes])
+    replaced = {name for outcome in outcomes for name in outcome.replaced}
+    staying = _counts_without(replaced, manifest, [outcome.work.files.name for outcome in outcomes])
     rows: list[dict[str, Any]] = []
     statuses = {}
     for outcome in outcomes:
         name = outcome.work.files.name
-        committed = before.get(name, 0) + len(outcome.samples) - len(outcome.replaced)
         statuses[name] = status = _status(outcome)
         rows.append(
             common
@@ -123,13 +123,12 @@ def commit_outcomes(
                 "split": str(split_of(name, outcome.work.files.number, config)),
                 "n_halos": _halos(outcome.work),
                 "n_planned": len(outcome.work.to_make),
-                "n_committed": committed,
+                "n_committed": staying.get(name, 0) + len(outcome.samples),
                 "findings": json.dumps([finding.as_dict() for finding in outcome.findings]),
                 "inputs": to_json(outcome.inputs),
                 "message": _message(outcome, status),
             }
         )
-    replaced = {name for outcome in outcomes for name in outcome.replaced}
     rows_frame = pl.DataFrame(rows, schema_overrides={"n_halos": pl.Int64})
     manifest.commit(
         pl.DataFrame(samples) if samples else None,
@@ -172,15 +171,19 @@ def _sample_row(target: Target, record: SampleRecord, plan: SimulationPlan, conf
     }
 
 
-def _committed_counts(manifest: Manifest, simulations: Sequence[str]) -> dict[str, int]:
-    of_these = one_of("simulation", simulations)
-    return Counter(
-        read_rows(manifest.layout.samples_table, SAMPLES, columns=["simulation"], where=of_these)["simulation"]
+def _counts_without(replaced: Collection[str], manifest: Manifest, simulations: Sequence[str]) -> dict[str, int]:
+    """Return how many rows of each simulation stay, of a sample that is there twice both."""
+    rows = read_rows(
+        manifest.layout.samples_table,
+        SAMPLES,
+        columns=["simulation"],
+        where=one_of("simulation", simulations) & ~one_of("sample_id", replaced),
     )
+    return Counter(rows["simulation"])
 
 
 def _halos(work: SimulationWork) -> int | None:
-    if work.reason in (Reason.ABSENT, Reason.CATALOGUE_UNREADABLE):
+    if work.is_hopeless:
         return None
     return work.predicted.n_halos
 

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 from block_runs import layout_of, make, manifest_of, outcomes_of, project, refresh, times, work_of
+from deltalake import write_deltalake
 
 import storage.manifest as manifest_module
 from bind_core.config import DatasetConfig
@@ -221,6 +222,17 @@ def test_a_damaged_file_is_made_again_byte_by_byte(config: DatasetConfig) -> Non
     sound(config)
     assert manifest_of(config).samples().row(0, named=True)["sha256"] == row["sha256"]
     assert not (config.output_root / "superseded").exists()
+
+
+def test_rows_that_are_there_twice_are_counted_as_they_are(config: DatasetConfig) -> None:
+    """A sample that has two rows and is made anew has one afterwards, and the attempt says how many there are."""
+    row = manifest_of(config).samples().head(1)
+    arrow = row.to_arrow(compat_level=pl.CompatLevel.oldest())
+    write_deltalake(layout_of(config).samples_table, arrow, mode="append")
+    refresh(config, refresh=False, remake=[row["sample_id"][0]])
+    sound(config)
+    latest = manifest_of(config).latest_simulations().filter(simulation=row["simulation"][0])
+    assert latest["n_committed"].to_list() == [4]
 
 
 @pytest.mark.parametrize("step", ["announce", "overwrite_rows", "finish", "append_rows"])
