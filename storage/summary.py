@@ -152,7 +152,7 @@ def summarise(
         status = SimulationStatus.PLANNED if row is None else SimulationStatus(row["status"])
         message = "" if row is None else row["message"]
         exist = len(work.predicted) - len(work.missing)
-        if row is not None and work.reason in (Reason.ABSENT, Reason.CATALOGUE_UNREADABLE):
+        if row is not None and work.is_hopeless:
             exist = row["n_committed"]
             if status in SETTLED:
                 status = SimulationStatus.STALE

@@ -33,6 +33,7 @@ from storage.staleness import Cause, SampleKey, StaleSamples, stale_samples
 Packed = NDArray[np.int64]
 """Halo and rotation in one number, which has as many bits for the rotation as the manifest has."""
 _ROTATION_BITS = 32
+_MOST_NAMED = 5
 
 
 class Reason(StrEnum):
@@ -83,6 +84,11 @@ class SimulationWork:
         return self.reason not in (Reason.NOTHING_TO_DO, Reason.STALE)
 
     @property
+    def is_hopeless(self) -> bool:
+        """Whether a run fails at the simulation, as far as can be told before its inputs are read."""
+        return self.reason in (Reason.ABSENT, Reason.CATALOGUE_UNREADABLE)
+
+    @property
     def n_stale(self) -> int:
         """Number of stale samples."""
         return sum(len(group.keys) for group in self.stale)
@@ -117,6 +123,13 @@ class Workload:
     def outstanding(self) -> tuple[SimulationWork, ...]:
         """Those with anything to do."""
         return tuple(work for work in self.simulations if work.outstanding)
+
+    @property
+    def verdict(self) -> str:
+        """Which simulations a run is certain to fail at, as a sentence; empty where there is none."""
+        causes = [f"{work.files.name} ({work.reason.value})" for work in self.simulations if work.is_hopeless]
+        more = f" and {len(causes) - _MOST_NAMED:,} more" if len(causes) > _MOST_NAMED else ""
+        return f"The run would fail, for want of {', '.join(causes[:_MOST_NAMED])}{more}." if causes else ""
 
     @property
     def samples(self) -> int:

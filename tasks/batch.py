@@ -75,7 +75,7 @@ class BatchRun:
         self.run_id = new_run_id()
 
     def execute(self, *, dry_run: bool) -> bool:
-        """Plan, hand out and record all blocks, or print the plan; return whether all is well.
+        """Plan, hand out and record all blocks, or print the plan; return whether all is, or would be, well.
 
         Raises
         ------
@@ -173,7 +173,9 @@ class BatchRun:
         )
         for line in estimates(self.config, manifest, workload, batch_ranks=self._ranks_per_node):
             self.console.print(line, soft_wrap=True, highlight=False, markup=False)
-        return True
+        if workload.verdict:
+            self.console.print(workload.verdict, soft_wrap=True, highlight=False, markup=False)
+        return not workload.verdict
 
     def _summary(self, manifest: Manifest, workload: Workload, made: dict[str, int], skipped: tuple[str, ...]) -> bool:
         summary: RunSummary = summarise(manifest, workload, self.run_id, made, skipped)

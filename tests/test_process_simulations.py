@@ -156,13 +156,17 @@ def test_the_recorded_configuration_holds_in_any_folder(suite: MockSuite, tmp_pa
 
 @pytest.mark.parametrize("ranks", [0, pytest.param(2, marks=pytest.mark.mpi)])
 def test_a_dry_run_writes_nothing(suite: MockSuite, tmp_path: Path, ranks: int) -> None:
-    """--dry_run names every simulation with its samples, those that do not exist too, and leaves no trace."""
+    """--dry_run names every simulation with its samples, and says that one that does not exist would fail the run."""
     root = tmp_path / "out"
     asked = [*bases(suite), *SMALL, "--total_sims", "4", "--dry_run", "--output_base_root"]
-    said = output(run(*asked, root, ranks=ranks))
+    finished = run(*asked, root, ranks=ranks)
+    assert finished.returncode == 1
+    said = finished.stdout
     assert said.count("SB35_0: samples missing; 12 samples planned, 12 to be made") == 1
     assert "SB35_3: does not exist" in said
     assert "36 samples to be made of 4 simulations in 1 blocks." in said
+    assert "The run would fail, for want of SB35_3 (does not exist)." in said
+    assert "would fail" not in output(run(*asked, root, "--skip_missing", ranks=ranks))
     assert not root.exists()
 
 

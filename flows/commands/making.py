@@ -158,8 +158,8 @@ def generate(
             strata = [stratum.model_dump() | {"rotations": rotations} for stratum in chosen.strata]
             chosen = configuration(settings | {"strata": strata})
         if dry_run:
-            _print_workload(chosen, simulation, refresh=refresh, as_json=as_json)
-            return
+            verdict = _print_workload(chosen, simulation, refresh=refresh, as_json=as_json)
+            sys.exit(1 if verdict else 0)
         if print_job_script:
             _print_job_script(chosen, simulation, refresh=refresh)
             return
@@ -274,7 +274,8 @@ def _print_workload(
     other_settings: bool = False,
     only_outstanding: bool = False,
     as_json: bool,
-) -> None:
+) -> str:
+    """Print what a run would do, and return why it would fail; empty where nothing says that it would."""
     from storage.layout import DatasetLayout
     from storage.manifest import open_dataset
     from storage.workload import plan_workload
@@ -286,7 +287,7 @@ def _print_workload(
     shown = workload.outstanding if only_outstanding else workload.simulations
     if as_json:
         print_json([work.as_row() for work in shown])
-        return
+        return workload.verdict
     table = Table("simulation", "why", "planned", "missing", "stale", "to be made")
     for work in shown:
         numbers = (len(work.predicted), len(work.missing), work.n_stale, len(work.to_make))
@@ -303,6 +304,9 @@ def _print_workload(
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     if not refresh and any(work.stale for work in workload.simulations):
         console.print("Stale samples are made anew with --refresh only.")
+    if workload.verdict:
+        console.print(workload.verdict, soft_wrap=True, highlight=False, markup=False)
+    return workload.verdict
 
 
 def _print_job_script(chosen: DatasetConfig, simulations: list[str] | None, *, refresh: bool) -> None:

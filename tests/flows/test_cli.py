@@ -189,6 +189,15 @@ def test_a_dry_run_says_what_is_missing_and_does_nothing(sound: MadeDataset) -> 
     assert on_disk(sound.config.output_root) == before
 
 
+def test_a_dry_run_fails_where_the_run_would(sound: MadeDataset) -> None:
+    """A plan with a simulation that does not exist says so and exits with 1, as a table and as JSON."""
+    asked = ("generate", "-d", sound.root, "--simulation", "SB35_0", "--simulation", "SB35_7", "--dry-run")
+    table, rows = call(*asked), call(*asked, "--json")
+    assert table.exit_code == rows.exit_code == 1
+    assert "The run would fail, for want of SB35_7 (does not exist)." in table.stdout
+    assert [entry["reason"] for entry in json.loads(rows.stdout)] == ["nothing to do", "does not exist"]
+
+
 def test_rotations_keep_the_strata(elsewhere: Path, sound: MadeDataset) -> None:
     """--rotations changes the number in every stratum of the configuration and no mass range."""
     values = sound.config.model_dump(mode="json") | {
