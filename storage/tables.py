@@ -2,7 +2,7 @@
 
 import errno
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -218,12 +218,16 @@ def append_rows(path: Path, rows: pl.DataFrame, metadata: dict[str, str], versio
         If they cannot be committed for another reason.
     """
     make_folder(path)
+    if version is None and not table_exists(path):
+        with suppress(OutrunError):
+            append_rows(path, rows, metadata, BEFORE_THE_FIRST)
+            return
     with _failures_explained(path, rows, version):
         write_deltalake(
             path if version in (None, BEFORE_THE_FIRST) else DeltaTable(path, version=version),
             _plain(rows),
             mode="error" if version == BEFORE_THE_FIRST else "append",
-            configuration=None if table_exists(path) else TABLE_SETTINGS,
+            configuration=TABLE_SETTINGS if version == BEFORE_THE_FIRST else None,
             commit_properties=commit_properties(metadata, retries=COMMIT_RETRIES if version is None else 0),
             post_commithook_properties=AFTER_COMMIT,
         )
