@@ -37,8 +37,8 @@ from flows.runners import BlockFuture, block_runner, blocks_at_once, is_done
 from flows.signals import noted_signals
 from storage.blocks import ScreenedSimulation
 from storage.faults import Step, passing
-from storage.files import write_bytes
-from storage.gallery import sheet_of_dataset
+from storage.files import remove_stale_temporaries, write_bytes
+from storage.gallery import sheet_is_current, sheet_of_dataset
 from storage.layout import DatasetLayout
 from storage.lease import writing
 from storage.manifest import Manifest, open_dataset
@@ -205,7 +205,6 @@ class _Run:
                 workload = self._plan(manifest, (), name="take stock")
         return summarise(manifest, workload, self.run_id, self.made)
 
-
     def _plan(self, manifest: Manifest, remake: Sequence[str], name: str = "plan") -> Workload:
         plan = plan_run.with_options(task_run_name=name)
         return plan(self.config, _unsearched(manifest), self.names, self.refresh, _unsearched(remake))
@@ -311,7 +310,8 @@ class _Run:
                 key="generation-problems",
                 description=f"{len(summary.unsettled)} of {len(summary.simulations)} simulations need attention",
             )
-        if summary.made or not self.layout.contact_sheet_file.exists():
+        if summary.made or not sheet_is_current(self.layout):
+            remove_stale_temporaries(self.layout.root)  # of a run that was killed while it wrote the sheet
             sheet = sheet_of_dataset(self.layout, self.config)
             if sheet is not None:
                 write_bytes(self.layout.contact_sheet_file, sheet)

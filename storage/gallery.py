@@ -51,6 +51,22 @@ def sheet_of_dataset(layout: DatasetLayout, config: DatasetConfig) -> bytes | No
     return dataset_contact_sheet(entries, config.windows, f"{rows.height:,} samples", config.extra_fields)
 
 
+def sheet_is_current(layout: DatasetLayout) -> bool:
+    """Whether a data set's contact sheet was drawn after its last commit, and not before a run that was killed since.
+
+    Raises
+    ------
+    ManifestError
+        If the manifest cannot be read.
+    """
+    try:
+        drawn = layout.contact_sheet_file.stat().st_mtime
+    except FileNotFoundError:
+        return False
+    versions = Manifest(layout).versions
+    return not versions or drawn >= versions[-1].committed_at.timestamp()
+
+
 def sheet_of_sample(layout: DatasetLayout, name: str) -> tuple[str, bytes]:
     """Return the contact sheet of one sample.
 

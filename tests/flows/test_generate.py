@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -71,9 +72,13 @@ def test_makes_every_sample_records_it_and_leaves_artifacts(suite: MockSuite, tm
 def test_a_second_run_does_nothing_and_says_so(
     suite: MockSuite, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Running again touches no file, makes no commit, and says that nothing is to be done."""
+    """Running again touches no sample, makes no commit, says so, and draws the sheet that a killed run did not."""
     config = blocks_of_two(suite, tmp_path)
     run_summary(config)
+    sheet = tmp_path / "contact_sheet.png"
+    drawn = sheet.read_bytes()
+    sheet.write_bytes(b"of an earlier version")
+    os.utime(sheet, (0, 0))
     manifest = Manifest(DatasetLayout(tmp_path, "SB35"))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npz")}, manifest.version
     caplog.clear()
@@ -83,6 +88,7 @@ def test_a_second_run_does_nothing_and_says_so(
     assert "nothing was to be made" in again.headline
     assert ({path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npz")}, manifest.version) == before
     assert any("Nothing to do" in record.getMessage() for record in caplog.records)
+    assert sheet.read_bytes() == drawn
 
 
 def test_extending_makes_only_what_is_missing(suite: MockSuite, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Which samples the contact sheets show."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import polars as pl
 import pytest
 
 from storage import gallery
-from storage.gallery import UnknownSampleError, find_sample, sheet_of_dataset, sheet_of_sample
+from storage.gallery import UnknownSampleError, find_sample, sheet_is_current, sheet_of_dataset, sheet_of_sample
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -58,6 +59,17 @@ def test_no_sample_is_no_sheet(dataset: Any) -> None:
     """A data set without samples has no contact sheet, and that is no error."""
     dataset.open().commit(None, dataset.simulation_rows("SB35_0", status="blocked"), "run")
     assert sheet_of_dataset(dataset.layout, dataset.config) is None
+
+
+def test_a_sheet_that_is_older_than_the_last_commit_is_not_current(dataset: Any) -> None:
+    """Whether a run was killed between its last commit and its sheet, the next one can tell."""
+    sheet = dataset.layout.contact_sheet_file
+    dataset.commit("SB35_0")
+    assert not sheet_is_current(dataset.layout)
+    sheet.write_bytes(PNG)
+    assert sheet_is_current(dataset.layout)
+    os.utime(sheet, (before := sheet.stat().st_mtime - 60, before))
+    assert not sheet_is_current(dataset.layout)
 
 
 def test_a_sample_is_found_by_any_of_its_names(dataset: Any) -> None:
