@@ -14,17 +14,23 @@ from pathlib import Path
 import polars as pl
 
 from bind_core.config import DatasetConfig
-from bind_core.errors import BindDataError
+from bind_core.errors import BindDataError, SnapshotError
 from bind_core.memory_need import map_bytes_per_sample, shown_bytes
+from bind_core.snapshot import ParticleType, read_header
 from bind_core.splits import split_of
+from bind_core.suite import Role
 from storage.columns import SAMPLES
 from storage.manifest import Manifest
 from storage.tables import read_rows
-from storage.workload import Workload
+from storage.workload import SimulationWork, Workload
 
-LEAST_COMPRESSED = 0.05
-"""Part of their maps' bytes that samples take at least. Measured: 0.077 for 16^3 particles on 128^2 pixels, 0.25 for
-32^3, 0.57 for 64^3, 0.76 for 128^3, and 0.75 or more on 32^2 pixels."""
+LEAST_COMPRESSED = ((0.25, 0.4), (0.03, 0.18), (0.0035, 0.05), (0.0, 0.01))
+"""Part of their maps' bytes that samples take at least, from a number of dark-matter particles in a native pixel on.
+
+Measured in the emptiest sample: 0.57 for 0.25 particles in a pixel (64^3 in the box, 128^2 pixels, real simulations),
+0.25 for 0.031 (32^3, likewise, without stars), 0.077 for 0.0039 (16^3, mock); 0.75 and more above 0.5. Real suites
+have 100 and more: 0.0156 of a box of 512^3 particles is in the native window.
+"""
 MOST_COMPRESSED = 1.02
 """Part of their maps' bytes that samples take at most, but for `_BESIDE_MAPS`. Measured: 0.77 on 128^2 pixels, where
 particles are many, and 1.008 on 16^2 with everything that is beside the maps."""
@@ -94,10 +100,12 @@ def disk_need(config: DatasetConfig, manifest: Manifest, workload: Workload) -> 
             f"{shown_bytes(largest)} each, taken with a margin of {_MARGIN - 1:.0%}"
         )
     else:
-        least, most = LEAST_COMPRESSED * maps, MOST_COMPRESSED * maps + _BESIDE_MAPS
+        filled = _particles_per_pixel(config, workload)
+        part = next(part for particles, part in LEAST_COMPRESSED if filled >= particles)
+        least, most = part * maps, MOST_COMPRESSED * maps + _BESIDE_MAPS
         reason = (
-            f"their maps have {shown_bytes(maps)} each, and take {LEAST_COMPRESSED:.0%} of it if nearly empty, all of "
-            "it if full; none of the same settings exists yet"
+            f"their maps have {shown_bytes(maps)} each, of which compressed files of {filled:.2g} particles in a pixel "
+            f"take {part:.0%} to {MOST_COMPRESSED:.0%}; none of the same settings exists yet"
         )
     count = workload.samples
     return DiskNeed(count, round(count * least), round(count * (most + _RECORD)), reason)
@@ -173,6 +181,24 @@ def require_room(
             f"when there is room. {advice}"
         )
     return need
+
+
+def snapshot_bytes(work: SimulationWork) -> int:
+    """Return the size of a simulation's snapshots, in bytes."""
+    return sum(file.bytes or 0 for file in work.inputs if file.role in (Role.DMO.value, Role.HYDRO.value))
+
+
+def _particles_per_pixel(config: DatasetConfig, workload: Workload) -> float:
+    """Return how many dark-matter particles a native pixel has on average, in the smallest simulation; 0 if unknown."""
+    to_make = [work for work in workload.outstanding if work.to_make and work.files.dmo.files]
+    if not to_make:
+        return 0.0
+    try:
+        header = read_header(min(to_make, key=snapshot_bytes).files.dmo.files[0])
+    except SnapshotError:  # validation says what is wrong with it
+        return 0.0
+    volume = config.window_size**2 * config.depth / header.box_size**3
+    return header.counts_total[ParticleType.DARK_MATTER] * volume / config.resolution**2
 
 
 def _sizes_left(config: DatasetConfig, manifest: Manifest, workload: Workload) -> list[int]:

@@ -12,13 +12,10 @@ from bind_core.errors import SnapshotError
 from bind_core.memory_need import MemoryNeed, job_memory, memory_need, ranks_per_node, shown_bytes
 from bind_core.runners import RunnerName
 from bind_core.snapshot import read_header
-from bind_core.suite import Role
 from storage.manifest import Manifest
-from storage.room import disk_need, disk_room, require_room
-from storage.workload import SimulationWork, Workload
+from storage.room import disk_need, disk_room, require_room, snapshot_bytes
+from storage.workload import Workload
 from tasks.node_memory import Limit, node_memory
-
-_SNAPSHOTS = (Role.DMO.value, Role.HYDRO.value)
 
 
 def check_resources(
@@ -100,7 +97,7 @@ def largest_need(config: DatasetConfig, workload: Workload, ranks: int) -> Memor
     outstanding = [work for work in workload.outstanding if work.to_make]
     if not outstanding:
         return None
-    work = max(outstanding, key=_snapshot_bytes)
+    work = max(outstanding, key=snapshot_bytes)
     try:
         headers = {inputs.role: read_header(inputs.files[0]) for inputs in (work.files.dmo, work.files.hydro)}
     except (SnapshotError, IndexError):  # validation says what is wrong with it
@@ -117,10 +114,6 @@ def _memory(
     if asked is not None:
         return need, Limit(asked, f"slurm_job.memory: {config.slurm_job.memory}")
     return need, node_memory().free if batch_ranks or _is_here(config) else None
-
-
-def _snapshot_bytes(work: SimulationWork) -> int:
-    return sum(file.bytes or 0 for file in work.inputs if file.role in _SNAPSHOTS)
 
 
 def _is_here(config: DatasetConfig) -> bool:
