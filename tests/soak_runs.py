@@ -24,8 +24,6 @@ PATIENCE = 300
 """Seconds after which a run counts as hanging."""
 _LONGEST_PAUSE = 1.5
 _MOST_KILLS = 4
-_LATEST = 1.0
-"""Moment of the last kills, in durations of an undisturbed run."""
 _MOST_ATTEMPTS = 12
 _KEPT_WORDS = 3000
 _HELD = "DatasetHeldError"
@@ -101,7 +99,9 @@ class Blow:
     """A signal at a random moment."""
 
     moment: float
-    """In durations of an undisturbed run."""
+    """From 0 to 1: from the start of an undisturbed run, or its first write, to its end."""
+    is_late: bool
+    """Whether it falls into the part that writes, as half of them do."""
     victims: tuple[Victim, ...]
     """The first of these that lives then is hit."""
     which: float
@@ -117,7 +117,8 @@ class Blow:
         chance.shuffle(victims)
         numbers = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGSTOP)
         return cls(
-            chance.uniform(0, _LATEST),
+            chance.random(),
+            chance.random() < 0.5,
             tuple(victims),
             chance.random(),
             chance.choices(numbers, (70, 12, 9, 9))[0],
@@ -179,18 +180,20 @@ class Soak:
         self.home = home
         self.arena = Arena(home / "arena", suite, home / "config.yaml", older=home / "none")
         self._results: dict[str, Content] = {}
-        self._seconds: dict[str, float] = {}
+        self._times: dict[str, tuple[float, float]] = {}
+        """Seconds until an undisturbed run's first write, and until its end."""
 
     def undisturbed(self, program: Program) -> Content:
         """Return what a program leads to that nothing disturbs."""
         if program.name not in self._results:
             self.begin(program)
-            family = Family()
+            family, began = Family(), time.time()
             run = self.run(program, family)
             assert run.status == 0, run.said
             wait_for(lambda: not family.members(), "the end of all processes", PATIENCE)
             assert not leftovers(self.arena)
-            self._results[program.name], self._seconds[program.name] = content(self.arena), run.seconds
+            self._results[program.name] = content(self.arena)
+            self._times[program.name] = (_first_write(self.arena.root, began), run.seconds)
             shutil.copytree(self.arena.folder, self._kept(program))
         return self._results[program.name]
 
@@ -264,7 +267,9 @@ class Soak:
         victim, at = None, 0.0
         if blow is not None:
             try:
-                process.wait(timeout=blow.moment * self._seconds[program.name])
+                first_write, end = self._times[program.name]
+                first = first_write if blow.is_late else 0.0
+                process.wait(timeout=first + blow.moment * (end - first))
             except subprocess.TimeoutExpired:
                 at = time.monotonic() - began
                 victim = _strike(blow, process, family)
@@ -277,6 +282,11 @@ class Soak:
 
     def _kept(self, program: Program) -> Path:
         return self.home / f"kept {program.name}"
+
+
+def _first_write(root: Path, began: float) -> float:
+    """Return how long after the start of a run the first file was written that is there in the end."""
+    return min(moment for path in root.rglob("*") if (moment := path.lstat().st_mtime - began) > 0)
 
 
 def _strike(blow: Blow, process: subprocess.Popen[bytes], family: Family) -> Victim:
