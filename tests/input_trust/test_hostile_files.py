@@ -102,26 +102,35 @@ def as_if_written() -> h5py.h5p.PropDCID:
     return properties
 
 
-SPARSE: dict[str, dict[str, Any]] = {"contiguous": {}, "chunked": {"chunks": (1 << 28, 3)}}
+def claiming_terabytes(path: Path, **storage: Any) -> None:
+    """Let a snapshot hold 10^12 particles by its header, its shapes, its storage and its size, and take no room."""
+    try:
+        claiming(path, MANY, dcpl=as_if_written(), **storage)
+    except OSError as error:
+        pytest.skip(f"this file system does not let us make a file of 12 TB: {error}")
+    assert path.stat().st_size > 12 * MANY
+    assert path.stat().st_blocks * 512 < 10_000_000
 
 
-@pytest.mark.parametrize("storage", SPARSE)
-def test_a_file_of_terabytes_that_were_never_written_is_refused_at_once(suite, tmp_path: Path, storage: str) -> None:
+def test_a_file_of_terabytes_that_were_never_written_is_refused_at_once(suite, tmp_path: Path) -> None:
     """Where header, shapes, storage and size of a file agree on 10^12 particles and the disk has none, a run says so.
 
     It takes neither the time to read 12 TB of zeros nor memory for them, and leaves nothing.
     """
     path = snapshot_of(suite)
-    try:
-        claiming(path, MANY, dcpl=as_if_written(), **SPARSE[storage])
-    except OSError as error:
-        pytest.skip(f"this file system does not let us make a file of 12 TB: {error}")
-    assert path.stat().st_size > 12 * MANY
-    assert path.stat().st_blocks * 512 < 10_000_000
+    claiming_terabytes(path)
     done = run(*bases(suite), *SMALL, "--output_base_root", tmp_path / "out", "--total_sims", 1)
     said = message_of(done, str(path), "12,000,000,000,000 bytes of numbers", "were ever written")
     assert "SB35_0" in said
     assert not list((tmp_path / "out").rglob("*.npz"))
+
+
+def test_chunks_of_terabytes_that_were_never_written_are_refused(suite, config_of) -> None:
+    """Chunks that all have their place in the file, and were never written, are holes too."""
+    path = snapshot_of(suite)
+    claiming_terabytes(path, chunks=(1 << 28, 3))
+    with pytest.raises(SnapshotError, match="were ever written; the rest are holes"):
+        component_source(Component.DMO, [path], config_of(suite))
 
 
 def test_a_header_alone_that_claims_a_trillion_is_refused(suite, config_of) -> None:

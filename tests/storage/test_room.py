@@ -78,8 +78,6 @@ def test_a_run_that_cannot_fit_is_refused_and_one_that_can_is_made(suite: MockSu
     made = output(run(*asked, "--num_rotations", 2)).replace("\n", " ")
     assert "may become too small for what this run writes: 44.80 KiB to 925.96 KiB" not in made
     assert is_whole(small_disk / "out")
-    made = output(run(*asked, "--num_rotations", 3))
-    assert "Made 1 samples" in made
 
 
 def test_what_may_not_fit_is_warned_of(suite: MockSuite, small_disk: Path) -> None:
@@ -138,8 +136,7 @@ def test_a_disk_without_room_for_more_files_is_refused(suite: MockSuite, tmp_pat
 
 
 @pytest.mark.camels_mini
-@pytest.mark.parametrize("resolution", [32, 128])
-def test_estimates_hold_what_real_simulations_take(camels_mini: Path, tmp_path: Path, resolution: int) -> None:
+def test_estimates_hold_what_real_simulations_take(camels_mini: Path, tmp_path: Path) -> None:
     """What is written lies between both estimates: those without any sample, and the narrower ones with some."""
 
     def config(rotations: int) -> DatasetConfig:
@@ -148,7 +145,7 @@ def test_estimates_hold_what_real_simulations_take(camels_mini: Path, tmp_path: 
             hydro_base=camels_mini / "Hydro",
             catalogue_base=camels_mini / "FOF",
             output_root=tmp_path,
-            resolution=resolution,
+            resolution=RESOLUTION,
             strata=(Stratum(min_mass=7e13, rotations=rotations),),
         )
 
