@@ -3,7 +3,10 @@
 A group grows in a folder of its own and has its name when it is whole, so that nobody sees a part of it.
 """
 
+import ctypes
+import errno
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +24,10 @@ from storage.files import flush_file, flush_folder, make_folder, one_at_a_time
 GROUP_FILE = "zarr.json"
 """File by which a folder is a group."""
 PER_SHARD = 128
+_HERE = -100
+_EXCHANGE = 2
+"""AT_FDCWD and RENAME_EXCHANGE of Linux."""
+_CANNOT_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
 # As `bind_core.shard_files` reads them.
 _COMPRESSION = (BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"), Crc32cCodec())
@@ -82,10 +89,13 @@ class GrowingGroup:
 def growing_group(folder: Path, descriptions: Mapping[str, Mapping[str, Any]]) -> Iterator[GrowingGroup]:
     """Write a group; when the context ends without an error, it takes the place of one that was there before.
 
+    The two change places in one step, where the system and its file systems can (Linux with a local disk, not NFS).
+    Elsewhere there is a moment at which neither has the name; the older one gets it back if the process is killed then.
+
     Parameters
     ----------
     folder : Path
-        Its name. What a killed process left of it is removed.
+        Its name. What a killed process left unfinished is removed.
     descriptions : mapping of str to mapping
         Attributes of its arrays by their names, such as units.
 
@@ -98,18 +108,36 @@ def growing_group(folder: Path, descriptions: Mapping[str, Mapping[str, Any]]) -
     unfinished, replaced = (folder.with_name(f".{folder.name}.{state}") for state in ("unfinished", "replaced"))
     lock = folder.with_name(f".{folder.name}.lock")
     with one_at_a_time(lock):
+        if replaced.exists() and not folder.exists():
+            replaced.rename(folder)
         for left in (unfinished, replaced):
             shutil.rmtree(left, ignore_errors=True)
         try:
             yield GrowingGroup(unfinished, descriptions)
-            if folder.exists():
+            if not folder.exists():
+                unfinished.rename(folder)
+            elif not _exchanged(unfinished, folder):
                 folder.rename(replaced)
-            unfinished.rename(folder)
+                unfinished.rename(folder)
             flush_folder(folder.absolute().parent)
         finally:
             for left in (unfinished, replaced):
                 shutil.rmtree(left, ignore_errors=True)
             lock.unlink(missing_ok=True)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Have two folders change places in one step; return False where that cannot be done."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:  # of a C library that has no such call
+        return False
+    if rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), ctypes.c_uint(_EXCHANGE)) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _CANNOT_EXCHANGE:
+        return False
+    raise OSError(number, os.strerror(number), str(one), None, str(other))
 
 
 def is_group(folder: Path) -> bool:
