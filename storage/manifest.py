@@ -206,7 +206,7 @@ class Manifest:
         if attempts.is_empty():
             raise ManifestError("A commit needs at least one row for the table 'simulations', but got none.")
         new = None if samples is None or samples.is_empty() else self._checked(samples, SAMPLES, run_id)
-        # Of two commits that would be the same version, the Delta library lets one win. With this lock, they seldom meet.
+        # Of two commits of the same version, the Delta library lets one win. With this lock, they seldom meet.
         with one_at_a_time(self.layout.commit_lock):
             return self._commit(new, attempts, frozenset(replaced), staged, metadata)
 
