@@ -172,14 +172,14 @@ def _sample_row(target: Target, record: SampleRecord, plan: SimulationPlan, conf
 
 
 def _counts_without(replaced: Collection[str], manifest: Manifest, simulations: Sequence[str]) -> dict[str, int]:
-    """Return how many rows of each simulation stay, of a sample that is there twice both."""
+    """Return how many samples of each simulation stay; one that has two rows is one."""
     rows = read_rows(
         manifest.layout.samples_table,
         SAMPLES,
-        columns=["simulation"],
+        columns=["simulation", "sample_id"],
         where=one_of("simulation", simulations) & ~one_of("sample_id", replaced),
     )
-    return Counter(rows["simulation"])
+    return Counter(rows.unique("sample_id")["simulation"])
 
 
 def _halos(work: SimulationWork) -> int | None:

@@ -99,7 +99,7 @@ class Ledger:
             self.attempts = entry["version"]
             for name, status, committed in rows.select("simulation", "status", "n_committed").rows():
                 then = self.versions.get(int(entry["samples_version"]), pl.DataFrame(schema=SAMPLES.schema()))
-                there = then.filter(simulation=name)["sample_id"]
+                there = then.filter(simulation=name)["sample_id"].unique()
                 assert committed == len(there), (name, status, committed, there.to_list())
                 missing = expected[name] - set(there)
                 assert (status in ("complete", "no_work")) == (not missing), (name, status, missing)

@@ -39,6 +39,8 @@ PATIENCE = 120
 SMALL_FILES = 3
 """Files of a table from which on they are merged: so few that it happens all the time."""
 
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
+
 _FORKED = multiprocessing.get_context("forkserver")
 
 
@@ -145,20 +147,26 @@ class Writer:
         except EOFError:
             ended = Ended("killed", disturbed=True)
         if ended.disturbed:
-            self._process.join(PATIENCE)
+            self._end()
             assert self._process.exitcode == (-9 if ended.how == "killed" else 0)
             self._begin()
         return ended
 
     def stop(self) -> None:
         self._process.kill()
-        self._process.join(PATIENCE)
+        self._end()
 
     def _begin(self) -> None:
         self._line, other = _FORKED.Pipe()
         self._process = _FORKED.Process(target=_serve, args=(other,), daemon=True)
         self._process.start()
         other.close()
+
+    def _end(self) -> None:
+        self._process.join(PATIENCE)
+        self._line.close()
+        # MPI removes its shared memory when a process ends, but not when it is killed.
+        (SHARED_MEMORY / f"mpich_shm_{self._process.pid:x}_0").unlink(missing_ok=True)
 
 
 def preload_writers() -> None:

@@ -224,15 +224,16 @@ def test_a_damaged_file_is_made_again_byte_by_byte(config: DatasetConfig) -> Non
     assert not (config.output_root / "superseded").exists()
 
 
-def test_rows_that_are_there_twice_are_counted_as_they_are(config: DatasetConfig) -> None:
-    """A sample that has two rows and is made anew has one afterwards, and the attempt says how many there are."""
-    row = manifest_of(config).samples().head(1)
-    arrow = row.to_arrow(compat_level=pl.CompatLevel.oldest())
+@pytest.mark.parametrize("remade", [True, False], ids=["remade", "other"])
+def test_a_sample_that_has_two_rows_is_counted_once(config: DatasetConfig, remade: bool) -> None:
+    """Whether that sample or another one is made anew, the attempt says how many samples there are."""
+    samples = manifest_of(config).samples().filter(simulation="SB35_0")
+    arrow = samples.head(1).to_arrow(compat_level=pl.CompatLevel.oldest())
     write_deltalake(layout_of(config).samples_table, arrow, mode="append")
-    refresh(config, refresh=False, remake=[row["sample_id"][0]])
-    sound(config)
-    latest = manifest_of(config).latest_simulations().filter(simulation=row["simulation"][0])
+    refresh(config, refresh=False, remake=[samples["sample_id"][0 if remade else 1]])
+    latest = manifest_of(config).latest_simulations().filter(simulation="SB35_0")
     assert latest["n_committed"].to_list() == [4]
+    assert manifest_of(config).samples().filter(simulation="SB35_0").height == (4 if remade else 5)
 
 
 @pytest.mark.parametrize("step", ["announce", "overwrite_rows", "finish", "append_rows"])
