@@ -334,7 +334,7 @@ class DatasetConfig(BaseModel):
         return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()
 
     def to_yaml(self) -> str:
-        """Return the configuration as YAML that `from_yaml_text` reads back to an equal one."""
+        """Return the configuration as YAML that `from_yaml` reads back to an equal one."""
         values = self.model_dump(mode="json")
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
