@@ -13,7 +13,7 @@ from bind_core.memory_need import MemoryNeed, job_memory, memory_need, ranks_per
 from bind_core.runners import RunnerName
 from bind_core.snapshot import read_header
 from storage.manifest import Manifest
-from storage.room import disk_need, disk_room, require_room, snapshot_bytes
+from storage.room import disk_room, require_room, snapshot_bytes
 from storage.workload import Workload
 from tasks.node_memory import Limit, node_memory
 
@@ -50,7 +50,7 @@ def check_resources(
     need, there = _memory(config, workload, batch_ranks)
     if need is None or there is None:
         return
-    blocks = 1 if batch_ranks else _blocks_here(config)
+    blocks = 1 if batch_ranks else min(_blocks_here(config), len(workload.blocks(config.simulations_per_block)))
     if blocks * need.expected > there.bytes:
         at_once = f" {blocks} blocks at once take {shown_bytes(blocks * need.expected)}." if blocks > 1 else ""
         tell(
@@ -69,12 +69,18 @@ def estimates(
     ----------
     config, manifest, workload, batch_ranks
         As of `check_resources`.
+
+    Raises
+    ------
+    NoRoomError
+        If the run would be refused.
     """
     if not workload.samples:
         return []
     root, room = manifest.layout.root, disk_room(manifest.layout.root)
     free = "" if room is None else f"; {shown_bytes(room.bytes)} are free for {root}"
-    lines = [f"Disk: {disk_need(config, manifest, workload)}{free}."]
+    disk = require_room(config, manifest, workload, lambda warning: None)  # the line says it all
+    lines = [f"Disk: {disk}{free}."]
     need, there = _memory(config, workload, batch_ranks)
     if need is not None:
         available = "" if there is None else f"; {shown_bytes(there.bytes)} are there ({there.source})"

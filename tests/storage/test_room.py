@@ -75,6 +75,7 @@ def test_a_run_that_cannot_fit_is_refused_and_one_that_can_is_made(suite: MockSu
     )
     assert "samples (SB35_0" not in said  # progress
     assert list(small_disk.iterdir()) == []
+    message_of(run(*asked, "--num_rotations", 50, "--dry_run"), "50 samples to be made", "NoRoomError: output_root: ")
     made = output(run(*asked, "--num_rotations", 2)).replace("\n", " ")
     assert "may become too small for what this run writes: 44.80 KiB to 925.96 KiB" not in made
     assert is_whole(small_disk / "out")

@@ -1,6 +1,7 @@
 """A simulation that does not fit into the memory of its node is refused with numbers, and the others are made."""
 
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -10,18 +11,19 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from batch_runs import MPIEXEC, TIMEOUT, bases, command, environment, message_of, run, run_job, statuses
+from batch_runs import MPIEXEC, REPOSITORY, TIMEOUT, bases, command, environment, message_of, run, run_job, statuses
 from block_runs import manifest_of, workload_of
 
 from bench.memory import one_core, run_measured
 from bind_core.config import DatasetConfig, LauncherName, Stratum
-from bind_core.memory_need import MemoryNeed, memory_need, shown_bytes
+from bind_core.memory_need import MAPS_MEMORY, PROCESS_MEMORY, RANK_MEMORY, MemoryNeed, memory_need, shown_bytes
 from bind_core.parameters import read_parameter_table
 from bind_core.snapshot import read_header
 from bind_core.suite import find_simulation
 from storage.blocks import plan_block, screen_block
 from storage.mock_suite import MockFormat, MockSuite, write_mock_suite
 from storage.results import SimulationResult
+from storage.room import LEAST_COMPRESSED
 from tasks.block_files import result_file
 from tasks.node_memory import InsufficientMemoryError, Limit, NodeMemory, memory_bytes, node_memory
 from tasks.preflight import estimates
@@ -267,6 +269,19 @@ def test_what_is_just_enough_is_enough() -> None:
         NodeMemory(Limit(99, "here"), None).require(need)
     with pytest.raises(InsufficientMemoryError, match=r"share 60 bytes of memory .* 59 bytes are free in there"):
         NodeMemory(Limit(100, "here"), Limit(59, "there")).require(need)
+
+
+def test_the_page_has_the_numbers_of_the_program() -> None:
+    """The formula for people in docs/cluster.md is the one that the program computes."""
+    page = (REPOSITORY / "docs" / "cluster.md").read_text(encoding="utf-8")
+    found = re.search(r"(0\.\d+) \+ (0\.\d+) · n \+ (0\.\d+) · \(r - 1\) \+ min\((\d), S · m / 1024\)", page)
+    assert found is not None
+    process, per_million, rank, maps = (float(number) for number in found.groups())
+    assert (round(process * GIB), round(rank * GIB), maps * GIB) == (PROCESS_MEMORY, RANK_MEMORY, MAPS_MEMORY)
+    assert per_million * GIB == pytest.approx(1e6 * 2 * (3 + 1) * 4, rel=0.02)
+    (certain,) = re.findall(r"taken for certain before a run \| (.*) \|", page)
+    parts = [part for _, part in LEAST_COMPRESSED]
+    assert [float(number) for number in certain.split(" | ")] == [parts[2], parts[1], *[parts[0]] * 3]
 
 
 @pytest.mark.mpi
