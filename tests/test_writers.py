@@ -1,5 +1,6 @@
 """Several runs that would write to one data set at once, owners that are stopped or killed, and who is told what."""
 
+import json
 import os
 import re
 import signal
@@ -86,6 +87,11 @@ def test_commands_respect_the_batch_program(asked: list[str], tmp_path: Path, ro
     try:
         wait_for((root / "dataset.yaml").exists, "the first commit", TIMEOUT)
         stop(batch)
+        line = [str(BIND_DATA), "status", "--dataset", str(root), "--json"]
+        status = subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+        (writer,) = json.loads(status.stdout)["writers"]
+        assert f"process {batch.pid} of" in writer
+        assert writer.endswith("(stopped)")
         for line in (["generate", "--config", str(root / "dataset.yaml")], ["repair", "--dataset", str(root)]):
             refused = subprocess.run(
                 [str(BIND_DATA), *line],

@@ -36,6 +36,7 @@ def status(
     """
     with errors_explained():
         from storage.file_listing import unmatched_files
+        from storage.lease import living_claims
         from storage.manifest import Manifest, layout_at
         from storage.summary import summarise, summarise_version
         from storage.summary_table import print_status
@@ -57,12 +58,15 @@ def status(
                 error_console.print(f"[yellow]The suite is out of reach. {escape(str(error))}[/yellow]")
             summary = summarise(manifest, compare(chosen, manifest, sorted(names)), "", {})
         summary = replace(summary, files=unmatched_files(layout, meant))
+        writers = [f"{claim} ({life.value})" for claim, life in (living_claims(layout) if meant is None else ())]
     if as_json:
-        print_json(_status_values(summary, meant))
+        print_json(_status_values(summary, meant) | {"writers": writers})
     else:
         if meant is not None:
             console.print(f"{meant.title}, by the record of then:", markup=False)
         print_status(summary, console)
+        for writer in writers:
+            console.print(f"A run is writing: {writer}", markup=False)
     sys.exit(0 if summary.ok else 1)
 
 
