@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import cast
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 from prefect.utilities.annotations import quote
 
 from bind_core.errors import BindDataError
+from flows.artifacts import leave_table
 from flows.outcomes import failed
 from flows.parameter_help import with_parameter_help
 from storage.audit_depth import Depth
@@ -92,7 +93,7 @@ def audit_dataset(
 
 def _publish(result: AuditResult, report: Path) -> None:
     """Leave the checks as a table, the verdict with the findings as text, and a link to the report."""
-    create_table_artifact(
+    leave_table(
         [
             {
                 "check": check.name,

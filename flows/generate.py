@@ -17,7 +17,6 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import (
     create_markdown_artifact,
     create_progress_artifact,
-    create_table_artifact,
     update_progress_artifact,
 )
 from prefect.client.schemas.objects import State
@@ -30,6 +29,7 @@ from bind_core.config import DatasetConfig
 from bind_core.errors import BindDataError
 from bind_core.parameters import find_parameter_file, read_parameter_table
 from bind_core.plan import BlockPlan
+from flows.artifacts import leave_table
 from flows.events import announce_samples
 from flows.outcomes import failed
 from flows.parameter_help import with_parameter_help
@@ -299,7 +299,7 @@ class _Run:
 
     def publish(self, summary: RunSummary) -> None:
         """Leave the summary and the contact sheet as artifacts, and the sheet as a file."""
-        create_table_artifact(
+        leave_table(
             [simulation.as_row() for simulation in summary.simulations],
             key="generation-summary",
             description=summary.headline,

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import cast
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
@@ -12,6 +11,7 @@ from prefect.utilities.annotations import quote
 
 from bind_core.config import DatasetConfig
 from bind_core.errors import BindDataError
+from flows.artifacts import leave_table
 from flows.generate import IncompleteRunError, generate_dataset
 from flows.options import recorded
 from flows.outcomes import failed
@@ -78,7 +78,7 @@ def make_new_simulations(
     new = names(arrived, *wanted)
     others = [simulation for simulation in arrived if simulation.arrival is not Arrival.SETTLED]
     if others:
-        create_table_artifact(
+        leave_table(
             [simulation.as_row() for simulation in others],
             key="new-simulations",
             description=f"{len(new)} to be made: {', '.join(new) or 'none'}",

@@ -4,13 +4,13 @@ from collections.abc import Collection
 from pathlib import Path
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from bind_core.errors import BindDataError
 from bind_core.normalization import NormalizationStats
+from flows.artifacts import leave_table
 from flows.outcomes import failed
 from flows.parameter_help import with_parameter_help
 from storage.layout import DatasetLayout
@@ -74,7 +74,7 @@ def normalize_dataset(
         files = write(stats, output or layout.statistics_folder)
     except BindDataError as error:
         return failed(error)
-    create_table_artifact(
+    leave_table(
         [{name: _rounded(value) for name, value in row.items()} for row in stats.as_rows()],
         key="normalization",
         description=f"{stats.n_samples:,} samples, version {stats.manifest_version}; in {files[0].parent}",

@@ -6,12 +6,13 @@ from typing import cast
 from uuid import UUID
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from bind_core.errors import BindDataError
+from flows.artifacts import leave_table
 from flows.outcomes import failed
 from flows.parameter_help import with_parameter_help
 from storage.layout import DatasetLayout
@@ -85,7 +86,7 @@ def pack_dataset(
         return failed(error)
     update_progress_artifact(artifact, progress=100.0)
     what = f"{made.identity.n_samples:,} samples of version {made.identity.version} in {made.folder}"
-    create_table_artifact(
+    leave_table(
         [{"what": name, "value": str(value)} for name, value in made.as_dict().items()], key="pack", description=what
     )
     get_run_logger().info(what)

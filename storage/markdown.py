@@ -2,6 +2,8 @@
 
 import re
 
+_WORD_JOINER = "\N{WORD JOINER}"
+_TAG_OR_LINK = re.compile(r"<(?=[A-Za-z/!?])|\](?=\()")
 _CODE = re.compile(r"(`[^`]*`)")
 
 
@@ -19,6 +21,14 @@ def shown_code(value: object) -> str:
     """Return text that is set as code, whatever is in it."""
     text = " ".join(str(value).split()).replace("`", "'")
     return f"`{text}`"
+
+
+def shown_either_way(value: object) -> str:
+    """Return text for a page that may or may not read it as Markdown.
+
+    Escapes would show where it is not read. So tags, links and pictures are taken apart by a character without width.
+    """
+    return _TAG_OR_LINK.sub(rf"\g<0>{_WORD_JOINER}", " ".join(str(value).split()))
 
 
 def shown_cell(value: object) -> str:

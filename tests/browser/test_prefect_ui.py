@@ -1,7 +1,10 @@
 """The Prefect UI in a real browser: what an operator sees of this project's flows."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +13,7 @@ from served_platform import ServedPlatform, wait_for
 
 pytestmark = [pytest.mark.browser, pytest.mark.prefect, pytest.mark.mpi, pytest.mark.camels_mini]
 
+ROOT = Path(__file__).parents[2]
 PATIENCE = 60_000
 """Milliseconds that a page may take, on a machine that is busy otherwise."""
 
@@ -107,6 +111,22 @@ def test_the_artifacts_are_worth_looking_at(
         row = page.get_by_role("row").filter(has_text=simulation)
         expect(row).to_contain_text("complete")
         expect(row.get_by_role("cell", name=samples, exact=True).first).to_be_visible()
+
+
+def test_text_from_data_is_shown_and_not_interpreted(
+    open_page: Callable[[str], Page], platform: ServedPlatform
+) -> None:
+    """Tags, links and pictures in names and messages are text in both of the server's interfaces."""
+    hostile = "SB35_<img src=x onerror=alert(1)> | [it](javascript:alert(1)) ![it](http://127.0.0.1:1/it.png)"
+    arguments = f"[{{'simulation': {hostile!r}, 'planned': 3}}], key='hostile', description={'about ' + hostile!r}"
+    code = f"from flows.artifacts import leave_table; leave_table({arguments})"
+    subprocess.run([sys.executable, "-c", code], env=platform.environment, cwd=ROOT, check=True)
+    (artifact,) = platform.ask("POST", "/artifacts/filter", artifacts={"key": {"any_": ["hostile"]}})
+    for interface in ("/v2", ""):
+        page = open_page(f"{interface}/artifacts/artifact/{artifact['id']}")
+        expect(page.get_by_role("cell").filter(has_text="onerror=alert(1)")).to_be_visible()
+        expect(page.get_by_text("about SB35_<img src=x").first).to_be_visible()
+        assert page.locator("img[src=x], img[src*='it.png'], a[href^=javascript]").count() == 0
 
 
 def test_automations_are_listed_with_what_they_do(open_page: Callable[[str], Page]) -> None:

@@ -1,5 +1,6 @@
 """Links and names that would lead out of a data set, and SQL and markup in what people and files call things."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,7 +16,7 @@ from bind_core.errors import BindDataError, ConfigurationError
 from storage.columns import SimulationStatus
 from storage.context_maps import ContextError, add_context_maps
 from storage.layout import LayoutError
-from storage.markdown import shown_cell, shown_code, shown_text
+from storage.markdown import shown_cell, shown_code, shown_either_way, shown_text
 from storage.mock_suite import write_mock_suite
 from storage.workload import plan_workload
 
@@ -206,6 +207,15 @@ def test_text_in_a_page_of_markdown_is_no_markup() -> None:
     assert " \\| " in shown_cell(HOSTILE)
     assert shown_code("a`<b>`").count("`") == 2
     assert shown_code("a`<b>`").startswith("`a'<b>'")
+
+
+def test_text_is_no_markup_where_escapes_would_show() -> None:
+    """Tags and links are taken apart, hostile or not read at all, and every visible character stays."""
+    shown = shown_either_way(HOSTILE)
+    assert not re.search(r"<[A-Za-z/!?]|\]\(", shown)
+    assert shown.replace("\N{WORD JOINER}", "") == " ".join(HOSTILE.split())
+    for harmless in ("SB35_0", "mass in [1e13, inf] < 2 * mean", "see `docs`"):
+        assert shown_either_way(harmless) == harmless
 
 
 def test_the_data_card_shows_parameters_of_any_name(dataset: MadeDataset, tmp_path: Path) -> None:
