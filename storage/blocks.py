@@ -162,7 +162,7 @@ def _too_large(work: SimulationWork, inspection: Inspection, config: DatasetConf
     if need.certain <= there:
         return ""
     return (
-        f"{need.simulation}: making its samples takes at least {shown_bytes(need.certain)} of memory on one node "
+        f"Making the samples of {need.simulation} takes at least {shown_bytes(need.certain)} of memory on one node "
         f"({need}), but slurm_job.memory is {config.slurm_job.memory}. No job was submitted for it. Ask for "
         f"{shown_bytes(need.expected)} or more."
     )

@@ -55,14 +55,14 @@ class NodeMemory:
         """
         if need.certain > self.free.bytes:
             raise InsufficientMemoryError(
-                f"{need.simulation}: making its samples takes at least {shown_bytes(need.certain)} of memory on one "
+                f"Making the samples of {need.simulation} takes at least {shown_bytes(need.certain)} of memory on one "
                 f"node ({need}); {shown_bytes(self.free.bytes)} are there ({self.free.source}). Nothing of it was "
                 f"read. Give the job a node, or a limit, with {shown_bytes(need.expected)} or more, or start fewer "
                 "jobs on a node at once (concurrent_blocks, dask.workers)."
             )
         if self.shared is not None and need.shared_bytes > self.shared.bytes:
             raise InsufficientMemoryError(
-                f"{need.simulation}: its ranks share {shown_bytes(need.shared_bytes)} of memory ({need}); "
+                f"The ranks that make {need.simulation} share {shown_bytes(need.shared_bytes)} of memory ({need}); "
                 f"{shown_bytes(self.shared.bytes)} are free in {self.shared.source}. Nothing of it was read. Make "
                 "that file system larger (containers have an option such as --shm-size), remove what ended jobs have "
                 "left there, or use one rank, which shares nothing."

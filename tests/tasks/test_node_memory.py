@@ -84,7 +84,7 @@ def test_a_simulation_that_does_not_fit_is_refused_and_the_others_are_made(suite
     assert "Memory may not suffice: SB35_0, the largest, takes about 1." in said
     assert statuses(tmp_path) == {"SB35_0": "failed", "SB35_1": "complete"}
     message = manifest_of(config_of(suite, tmp_path)).latest_simulations()["message"][0]
-    assert message.startswith("SB35_0: making its samples takes at least 1.3")
+    assert message.startswith("Making the samples of SB35_0 takes at least 1.3")
     assert "GiB for 60,000,000 particles of dmo" in message
     assert "1.00 GiB are there (SLURM_MEM_PER_NODE=1024, in MiB)" in message
     assert "Give the job a node" in message
@@ -104,10 +104,10 @@ def test_a_job_that_refuses_a_simulation_ends_well_and_is_not_repeated(
     monkeypatch.setenv("SLURM_MEM_PER_NODE", "1024")
     done = run_job(file, 2)
     assert done.returncode == 0, done.stderr
-    assert "ERROR rank 0, SB35_0: SB35_0: making its samples takes at least 1.3" in done.stderr
+    assert "ERROR rank 0, SB35_0: Making the samples of SB35_0 takes at least 1.3" in done.stderr
     results = [SimulationResult.from_json(result_file(tmp_path, f"SB35_{n}").read_bytes()) for n in range(2)]
     assert results[0].lasting
-    assert results[0].error.startswith("SB35_0: making its samples")
+    assert results[0].error.startswith("Making the samples of SB35_0")
     assert not results[1].error
     assert len(results[1].samples) == 2
 
@@ -177,7 +177,7 @@ def test_a_small_file_system_of_shared_memory_is_no_crash(suite: MockSuite, tmp_
     assert done.returncode == 1, done.stderr
     assert statuses(tmp_path) == {"SB35_0": "failed", "SB35_1": "complete"}
     message = manifest_of(config_of(suite, tmp_path)).latest_simulations()["message"][0]
-    assert message.startswith("SB35_0: its ranks share 686.7")
+    assert message.startswith("The ranks that make SB35_0 share 686.7")
     assert "MiB are free in /dev/shm" in message
 
 
