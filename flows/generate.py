@@ -50,6 +50,7 @@ from storage.results import SimulationResult
 from storage.summary import RunSummary, summarise
 from storage.workload import Workload
 from tasks.block_files import BLOCK_FILE, STOP_FILE, block_folder, progress_in, results_in
+from tasks.leftover_work import remove_killed_work, work_kept
 from tasks.packaging import package_block
 from tasks.planning import plan_run
 from tasks.preflight import check_resources
@@ -214,6 +215,7 @@ class _Run:
         artifact = create_progress_artifact(0.0, key="generation-progress", description="Samples made")
         with (
             RunProgress(workload.samples, self.console, phases_of(self.config)) as progress,
+            work_kept(self.folder),
             block_runner(self.config, self.folder) as runner,
         ):
             self.progress, self.artifact = progress, cast(UUID, artifact)
@@ -236,6 +238,7 @@ class _Run:
         update_progress_artifact(self.artifact, progress=100.0)
         with suppress(OSError):
             self.folder.rmdir()  # blocks that failed have left something to look at
+        remove_killed_work(self.layout)
 
     def _start(self, number: int, screened: list[ScreenedSimulation], plan: BlockPlan, runner: TaskRunner[Any]) -> None:
         folder = block_folder(self.folder, number)

@@ -80,6 +80,11 @@ class SubmittedJobs:
                 jobs.setdefault(SubmittedJob(note.name, note.folder, note.number), []).append(simulation)
         return jobs
 
+    def folders(self) -> list[Path]:
+        """Return where all of the jobs put their results and their output."""
+        notes = [self._noted(file) for file in (self.layout.work_folder / _FOLDER).glob("*.json")]
+        return [self.layout.absolute(note.folder) for note in notes if note is not None]
+
     def _noted(self, file: Path) -> "_Note | None":
         try:
             note = record_from_json(_Note, file.read_bytes(), file)

@@ -54,10 +54,14 @@ def artifacts(key: str) -> list[Artifact]:
 
 
 def test_makes_every_sample_records_it_and_leaves_artifacts(suite: MockSuite, tmp_path: Path) -> None:
-    """A run makes all planned samples, and leaves progress, a summary table and a contact sheet behind."""
+    """A run makes all samples and leaves summary, progress and picture behind, and no work, a killed run's neither."""
+    killed = tmp_path / ".work" / "killed" / "block_00000"
+    killed.mkdir(parents=True)
+    (killed.parent / "run.lock").touch()
     config = blocks_of_two(suite, tmp_path)
     summary = generate_dataset(config)
     assert summary.ok
+    assert not list(tmp_path.glob(".work/*/block_*"))
     rows = Manifest(DatasetLayout(tmp_path, "SB35")).samples()
     assert rows.height == summary.made == sum(simulation.planned for simulation in summary.simulations) > 0
     found = digests(tmp_path)
