@@ -19,7 +19,9 @@ VARIABLE = "BIND_DATA_FAULT"
 """Environment variable that asks for a fault."""
 
 _BALLAST = 1 << 20
-_OPTIONS = ("seconds=", "folder=", "counter=")
+_OPTIONS = ("seconds=", "folder=", "counter=", "rank=")
+_RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
+"""Where launchers tell a process its rank."""
 
 
 class Step(StrEnum):
@@ -88,6 +90,8 @@ class Fault:
     """Where the disk is to be filled up."""
     counter: Path | None = None
     """File by which the passings of all processes are counted together; those of each process by default."""
+    rank: int | None = None
+    """The rank of an MPI job whose passings count; any process's by default."""
     _passings: "count[int]" = field(default_factory=lambda: count(1), compare=False)
 
     @classmethod
@@ -110,16 +114,20 @@ class Fault:
                 seconds=float(options.get("seconds", 1)),
                 folder=Path(options.get("folder", ".")),
                 counter=Path(options["counter"]) if "counter" in options else None,
+                rank=int(options["rank"]) if "rank" in options else None,
             )
         except ValueError as error:
             raise ValueError(
                 f"{VARIABLE}={text}: {error}. Expected STEP:ACTION[:PASSING][:NAME=VALUE], with one of the steps "
-                f"{', '.join(Step)}, of the actions {', '.join(Action)} and of the names seconds, folder and counter."
+                f"{', '.join(Step)}, of the actions {', '.join(Action)} and of the names "
+                "seconds, folder, counter and rank."
             ) from error
         return fault
 
     def is_due(self) -> bool:
         """Count a passing of the step; return whether it is the one."""
+        if self.rank is not None and str(self.rank) not in map(os.environ.get, _RANK_VARIABLES):
+            return False
         if self.counter is None:
             return next(self._passings) == self.passing
         file = os.open(self.counter, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fault_arena import arena, small_disk, undisturbed  # noqa: F401  (fixtures)
 from platform_fixtures import first_run, platform  # noqa: F401  (fixtures)
 from soak_runs import totals
 from xdist.scheduler import LoadScopeScheduling

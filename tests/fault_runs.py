@@ -3,13 +3,17 @@
 import multiprocessing
 import os
 import shutil
+import signal
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
-from batch_runs import bases, sample_rows, simulation_rows, temporaries
+from batch_runs import REPOSITORY, bases, command, sample_rows, simulation_rows, temporaries, wait_for
+from flow_runs import Family, parent_of
 
 from bind_core.config import DatasetConfig
 from storage import compaction, faults, shards
@@ -23,6 +27,7 @@ PATIENCE = 120
 """Seconds after which a process counts as hanging."""
 _FORKED = multiprocessing.get_context("forkserver")
 _SMALL_PACKS = 4
+_PREFECT_HOME = Path(tempfile.gettempdir()) / f"bind-data-faults-{os.getpid()}"
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,44 @@ class Arena:
 
 def generate(arena: Arena) -> int:
     return arena.generate()
+
+
+def first_share(arena: Arena) -> int:
+    return arena.generate("--share", "0/2")
+
+
+def second_share(arena: Arena) -> int:
+    return arena.generate("--share", "1/2")
+
+
+def first_share_anew(arena: Arena) -> int:
+    return arena.generate("--refresh", "--seed", "7", "--share", "0/2")
+
+
+def second_share_anew(arena: Arena) -> int:
+    return arena.generate("--refresh", "--seed", "7", "--share", "1/2")
+
+
+def two_ranks(arena: Arena) -> int:
+    """Do what `generate` does, as an MPI job."""
+    places = [*bases(arena.suite), "--output_base_root", arena.root, "--config", arena.configuration]
+    return _program(command(*places, ranks=2))
+
+
+def flow(arena: Arena) -> int:
+    """Do what `generate` does, as a Prefect flow with an MPI job for each block."""
+    program = Path(sys.executable).with_name("bind-data")
+    return _program([str(program), "generate", "--config", str(arena.configuration), "--dataset", str(arena.root)])
+
+
+def _program(line: list[str]) -> int:
+    """Run a program to its end and to that of all whom it has started; return its status as a shell would."""
+    family = Family()
+    asked = {faults.VARIABLE: os.environ[faults.VARIABLE]} if faults.VARIABLE in os.environ else {}
+    variables = family.environment(PREFECT_HOME=_PREFECT_HOME) | asked
+    status = subprocess.run(line, cwd=REPOSITORY, env=variables, stdin=subprocess.DEVNULL).returncode
+    wait_for(lambda: not family.members(), "the end of all processes of a run")
+    return 128 - status if status < 0 else status
 
 
 def refresh(arena: Arena) -> int:
@@ -144,6 +187,10 @@ def block_job(arena: Arena) -> int:
     return 0
 
 
+PROGRAMS = (two_ranks, flow)
+"""Runs that are programs of their own, with more processes below them."""
+
+
 def nothing(arena: Arena) -> None:
     """Begin without a data set."""
 
@@ -180,30 +227,83 @@ class Ended:
     said: str
 
 
+class Running:
+    """A run in a process of its own, with a fault or without."""
+
+    def __init__(self, run: Callable[[Arena], int], arena: Arena, fault: str = "") -> None:
+        self.said = arena.folder.with_name(f"said_by_{run.__name__}.txt")
+        self.name = run.__name__
+        self.process = _FORKED.Process(target=_run, args=(run, arena, fault, self.said))
+        self.process.start()
+
+    def ended(self) -> Ended:
+        """Wait for its end."""
+        self.process.join(PATIENCE)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+            raise AssertionError(f"{self.name} hangs: {self.said.read_text()}")
+        return Ended(self.process.exitcode, self.said.read_text())
+
+    def stopped(self) -> list[int]:
+        """Return those of its processes that stand still."""
+        return [pid for pid, state in _states().items() if state == "T" and self._is_below(pid)]
+
+    def wait_until_stopped(self) -> int:
+        """Wait until one of its processes stands still; return which."""
+        wait_for(lambda: self.stopped() or not self.process.is_alive(), "a process that stands still", PATIENCE)
+        assert self.process.is_alive(), self.said.read_text()
+        (pid,) = self.stopped()
+        return pid
+
+    def _is_below(self, pid: int) -> bool:
+        while pid > 1:
+            if pid == self.process.pid:
+                return True
+            try:
+                pid = parent_of(pid)
+            except OSError:
+                return False
+        return False
+
+
 def finish(run: Callable[[Arena], int], arena: Arena, fault: str = "") -> Ended:
-    """Do a run in a process of its own, with a fault or without, and wait for its end."""
-    said = arena.folder.with_name("said.txt")
-    process = _FORKED.Process(target=_run, args=(run, arena, fault, said))
-    process.start()
-    process.join(PATIENCE)
-    if process.exitcode is None:
-        process.kill()
-        process.join()
-        raise AssertionError(f"{run.__name__} hangs: {said.read_text()}")
-    return Ended(process.exitcode, said.read_text())
+    """Do a run, with a fault or without, and wait for its end; one that stands still is continued."""
+    running = Running(run, arena, fault)
+    if f":{faults.Action.SIGSTOP}:" in fault:
+        os.kill(running.wait_until_stopped(), signal.SIGCONT)
+    return running.ended()
+
+
+def _states() -> dict[int, str]:
+    """Return the state of each process, as the kernel calls it."""
+    states = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            states[int(process.name)] = (process / "stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+    return states
 
 
 def _run(run: Callable[[Arena], int], arena: Arena, fault: str, said: Path) -> None:
-    from mpi4py import MPI
-
     file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+    if fault and run in PROGRAMS:
+        os.environ[faults.VARIABLE] = fault
+    elif run not in PROGRAMS:
+        _be_a_rank()
+        faults._asked = faults.Fault.from_text(fault) if fault else None
+    sys.exit(run(arena))
+
+
+def _be_a_rank() -> None:
+    from mpi4py import MPI
+
     if not MPI.Is_initialized():
         MPI.Init_thread()
-    faults._asked = faults.Fault.from_text(fault) if fault else None
-    sys.exit(run(arena))
 
 
 @dataclass
