@@ -40,13 +40,13 @@ def version_of(entry: dict[str, Any]) -> ManifestVersion:
         version=entry["version"],
         committed_at=datetime.fromtimestamp(entry["timestamp"] / 1000, UTC),
         operation=entry["operation"],
-        samples_added=_number(entry.get("samples_added", added)),
-        samples_removed=_number(entry.get("samples_removed", removed)),
+        samples_added=said_number(entry.get("samples_added", added)),
+        samples_removed=said_number(entry.get("samples_removed", removed)),
         **{name: str(entry.get(name, "")) for name in texts},
     )
 
 
-def _number(said: object) -> int:
+def said_number(said: object) -> int:
     """Return a number that a commit says of itself; 0 where it says something else."""
     text = str(said)
     return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else 0

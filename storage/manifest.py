@@ -4,6 +4,7 @@ A sample exists if, and only if, the table ``samples`` has a row for it. Every c
 versions can be read back.
 """
 
+import reprlib
 import socket
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -17,7 +18,7 @@ import polars as pl
 
 from bind_core.config import DatasetConfig
 from bind_core.errors import BindDataError, ConfigurationError
-from storage.columns import SAMPLES, SIMULATIONS, ManifestError, TableForm
+from storage.columns import SAMPLES, SIMULATIONS, ManifestError, SimulationStatus, TableForm
 from storage.commits import ManifestVersion, version_of
 from storage.compaction import COMMIT_RETRIES, keep_compact
 from storage.declared_transforms import other_transforms, with_transforms_of
@@ -62,9 +63,7 @@ class Manifest:
         The right to write, which is checked before each commit.
     """
 
-    def __init__(
-        self, layout: DatasetLayout, config: DatasetConfig | None = None, lease: Lease | None = None
-    ) -> None:
+    def __init__(self, layout: DatasetLayout, config: DatasetConfig | None = None, lease: Lease | None = None) -> None:
         self.layout = layout
         self.config = config
         self.lease = lease
@@ -113,6 +112,12 @@ class Manifest:
             If there is no such version, or the table cannot be read.
         """
         rows = read_rows(self.layout.simulations_table, SIMULATIONS, version)
+        unknown = set(rows["status"].unique()) - set(SimulationStatus)
+        if unknown:
+            raise ManifestError(
+                f"The table {self.layout.simulations_table} has simulations of the status {reprlib.repr(unknown.pop())}; "
+                f"expected {', '.join(SimulationStatus)}. It was damaged or tampered with: restore it from a copy."
+            )
         return rows.sort("recorded_at", "run_id", "simulation")
 
     def latest_simulations(self) -> pl.DataFrame:

@@ -113,6 +113,7 @@ def table_history(path: Path) -> list[dict[str, Any]]:
     try:
         history: list[dict[str, Any]] = [] if table is None else table.history()
         for entry in history:
+            entry.setdefault("operation", "")  # a commit need not say what it was
             datetime.fromtimestamp(entry["timestamp"] / 1000, UTC)
     except (DeltaError, OSError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise ManifestError(f"Cannot read the history of the table {path}: {error}") from error
@@ -160,7 +161,7 @@ def read_rows(
         rows = rows.select(columns)
     try:
         return rows.collect()
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise unreadable_table(path, error) from error
 
 

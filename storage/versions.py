@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from bind_core.errors import BindDataError
-from storage.commits import ManifestVersion
+from storage.commits import ManifestVersion, said_number
 from storage.layout import DatasetLayout
 from storage.manifest import Manifest
 from storage.tables import BEFORE_THE_FIRST, table_history
@@ -266,7 +266,8 @@ def _simulations_at(
 
 def _samples_version(entry: dict[str, Any], versions: Sequence[ManifestVersion]) -> int:
     if "samples_version" in entry:
-        return int(entry["samples_version"])
+        said = str(entry["samples_version"])
+        return BEFORE_THE_FIRST if said == str(BEFORE_THE_FIRST) else said_number(said)
     if entry["operation"].startswith(_REARRANGING):
         return BEFORE_THE_FIRST
     # A commit of another tool, or of before the number was recorded, belongs to the samples that there were then.
