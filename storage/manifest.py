@@ -115,8 +115,9 @@ class Manifest:
         unknown = set(rows["status"].unique()) - set(SimulationStatus)
         if unknown:
             raise ManifestError(
-                f"The table {self.layout.simulations_table} has simulations of the status {reprlib.repr(unknown.pop())}; "
-                f"expected {', '.join(SimulationStatus)}. It was damaged or tampered with: restore it from a copy."
+                f"The table {self.layout.simulations_table} has simulations of the status "
+                f"{reprlib.repr(unknown.pop())}; expected {', '.join(SimulationStatus)}. It was damaged or tampered "
+                "with: restore it from a copy."
             )
         return rows.sort("recorded_at", "run_id", "simulation")
 
