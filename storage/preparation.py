@@ -56,7 +56,8 @@ def _swept_folders(layout: DatasetLayout) -> list[Path]:
     """
     if not layout.root.is_dir():
         return []
-    work = [Path(folder) for folder, _, _ in os.walk(layout.work_folder)]
+    deeper = (layout.work_folder, layout.import_folder)
+    work = [Path(folder) for below in deeper for folder, _, _ in os.walk(below)]
     return [layout.root, *sorted(entry for entry in layout.root.iterdir() if entry.is_dir()), *work]
 
 

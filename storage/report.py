@@ -22,7 +22,7 @@ from bind_core.findings import Severity
 from bind_core.splits import Split
 from storage.audit_result import AuditCode, AuditFinding, AuditResult, Outcome
 from storage.columns import SimulationStatus
-from storage.files import write_bytes
+from storage.files import remove_stale_temporaries, write_bytes
 from storage.layout import DatasetLayout
 from storage.report_gallery import gallery_of, map_title, picked_by_suspicion
 from storage.report_plots import MOST_POINTS, channel_plots, coverage_strips, mass_function_plot, orientation_plot
@@ -116,6 +116,7 @@ def write_report(result: AuditResult, layout: DatasetLayout, path: Path) -> Path
     OSError
         If the file cannot be written for any other reason.
     """
+    remove_stale_temporaries(path.parent)
     write_bytes(path, render_report(result, layout).encode("utf-8"))
     return path
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from bind_core.errors import BindDataError
 from bind_core.records import RecordError, record_from_json
-from storage.files import write_bytes
+from storage.files import remove_stale_temporaries, write_bytes
 from storage.layout import DatasetLayout
 from storage.process_identity import user_name
 
@@ -100,6 +100,7 @@ def write_tag(layout: DatasetLayout, tag: Tag) -> Tag:
         If it cannot be written.
     """
     path = _file(layout, tag.name)
+    remove_stale_temporaries(path.parent)
     content = json.dumps(tag.as_dict(), indent=2, ensure_ascii=False) + "\n"
     try:
         write_bytes(path, content.encode(), replace=False)

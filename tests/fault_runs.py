@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +26,6 @@ PATIENCE = 120
 """Seconds after which a process counts as hanging."""
 _FORKED = multiprocessing.get_context("forkserver")
 _SMALL_PACKS = 4
-_PREFECT_HOME = Path(tempfile.gettempdir()) / f"bind-data-faults-{os.getpid()}"
 
 
 @dataclass(frozen=True)
@@ -81,20 +79,22 @@ def second_share_anew(arena: Arena) -> int:
 def two_ranks(arena: Arena) -> int:
     """Do what `generate` does, as an MPI job."""
     places = [*bases(arena.suite), "--output_base_root", arena.root, "--config", arena.configuration]
-    return _program(command(*places, ranks=2))
+    return _program(arena, command(*places, ranks=2))
 
 
 def flow(arena: Arena) -> int:
     """Do what `generate` does, as a Prefect flow with an MPI job for each block."""
     program = Path(sys.executable).with_name("bind-data")
-    return _program([str(program), "generate", "--config", str(arena.configuration), "--dataset", str(arena.root)])
+    return _program(
+        arena, [str(program), "generate", "--config", str(arena.configuration), "--dataset", str(arena.root)]
+    )
 
 
-def _program(line: list[str]) -> int:
+def _program(arena: Arena, line: list[str]) -> int:
     """Run a program to its end and to that of all whom it has started; return its status as a shell would."""
     family = Family()
     asked = {faults.VARIABLE: os.environ[faults.VARIABLE]} if faults.VARIABLE in os.environ else {}
-    variables = family.environment(PREFECT_HOME=_PREFECT_HOME) | asked
+    variables = family.environment(PREFECT_HOME=arena.folder.with_name("prefect")) | asked
     status = subprocess.run(line, cwd=REPOSITORY, env=variables, stdin=subprocess.DEVNULL).returncode
     wait_for(lambda: not family.members(), "the end of all processes of a run")
     return 128 - status if status < 0 else status
@@ -136,6 +136,28 @@ def normalize(arena: Arena) -> int:
 
 def repair(arena: Arena) -> int:
     return arena.command("repair", "--dataset", arena.root)
+
+
+def tag(arena: Arena) -> int:
+    return arena.command("tag", "trained", "--note", "for the paper", "--dataset", arena.root)
+
+
+def card(arena: Arena) -> int:
+    return arena.command("card", "--dataset", arena.root)
+
+
+def audit(arena: Arena) -> int:
+    return arena.command("audit", "--dataset", arena.root)
+
+
+def show(arena: Arena) -> int:
+    picture = arena.folder / "sample.png"
+    return arena.command("show", "SB35_0_halo_0_rot_0", "--dataset", arena.root, "--output", picture)
+
+
+def query(arena: Arena) -> int:
+    answer = arena.folder / "answer.csv"
+    return arena.command("query", "SELECT * FROM samples", "--dataset", arena.root, "--output", answer)
 
 
 def conditions(arena: Arena) -> int:

@@ -68,7 +68,7 @@ CASES = [
     Case(Step.BETWEEN_FSYNC_AND_RENAME, fault_runs.context_maps, fault_runs.older_samples, 2, "a sample"),
     Case(Step.WITHIN_READING, *T, 1, rank=1),
     Case(Step.BETWEEN_SAMPLES, *T, 1, rank=0),
-    Case(Step.BETWEEN_SAMPLES, *T, 1, rank=1, is_quick=True, is_stopped=True),
+    Case(Step.BETWEEN_SAMPLES, *T, 1, rank=1, is_quick=True),
     Case(Step.BETWEEN_FSYNC_AND_RENAME, *T, 1, rank=1),
     Case(Step.BETWEEN_RENAME_AND_COMMIT, *T, 2, rank=0),
     Case(Step.WITHIN_COMMIT, *T, 1, rank=0),
@@ -77,7 +77,7 @@ CASES = [
     Case(Step.WITHIN_COMMIT, *F, 1),
     Case(Step.WITHIN_READING, *F, 1, rank=1, is_retried=True),
     Case(Step.BETWEEN_SAMPLES, *F, 1, rank=0, is_retried=True),
-    Case(Step.BETWEEN_SAMPLES, *F, 1, rank=1, is_retried=True, is_quick=True),
+    Case(Step.BETWEEN_SAMPLES, *F, 1, rank=1, is_retried=True),
     Case(Step.WITHIN_RESULT, *F, 1, rank=0, is_retried=True),
 ]
 
