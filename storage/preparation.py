@@ -52,13 +52,17 @@ def prepare_root(layout: DatasetLayout) -> None:
 def _swept_folders(layout: DatasetLayout) -> list[Path]:
     """Return the root, the folders of statistics, reports, tags and the like below it, and all that runs work in.
 
-    Folders of samples are swept when samples are written to them: there may be very many.
+    Folders of samples are swept when samples are written to them: there may be very many. Links are not followed.
     """
     if not layout.root.is_dir():
         return []
     deeper = (layout.work_folder, layout.import_folder)
-    work = [Path(folder) for below in deeper for folder, _, _ in os.walk(below)]
-    return [layout.root, *sorted(entry for entry in layout.root.iterdir() if entry.is_dir()), *work]
+    work = [Path(folder) for below in deeper if not below.is_symlink() for folder, _, _ in os.walk(below)]
+    return [
+        layout.root,
+        *sorted(entry for entry in layout.root.iterdir() if entry.is_dir() and not entry.is_symlink()),
+        *work,
+    ]
 
 
 def is_folder(path: Path) -> bool:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from block_runs import layout_of, make, manifest_of, refresh
-from command_line import MadeDataset, call, fine, made, refused
+from command_line import MadeDataset, bases, call, fine, made, refused
+from older_generator import write_older_dataset
 
 from bind_core.config import DatasetConfig, Stratum
 from bind_core.dataset import DatasetError, FileReader, SampleDataset
@@ -95,6 +96,27 @@ def test_a_folder_that_became_a_link_is_not_written_through(dataset: MadeDataset
         assert contents(outside) == before
     with pytest.raises(ContextError, match=r"nothing is changed there|There are no samples"):
         add_context_maps(dataset.config, rebuild=True)
+    assert contents(outside) == before
+
+
+@pytest.mark.parametrize("linked", ["split", "simulation"])
+def test_an_import_does_not_write_through_a_link(tmp_path: Path, outside: Path, linked: str) -> None:
+    """Where a folder of the new data set leads elsewhere, nothing is written or swept there, and the error names it."""
+    suite = write_mock_suite(tmp_path / "suite", simulations=1, particles_per_side=8, halos_per_simulation=1)
+    older = tmp_path / "older"
+    write_older_dataset(older, suite.dmo_base, suite.hydro_base, suite.catalogue_base, range(1), total_sims=1, npix=16)
+    (split,) = [folder.name for folder in older.iterdir()]
+    folder = tmp_path / "new" / split if linked == "split" else tmp_path / "new" / split / "sim_0"
+    folder.parent.mkdir(parents=True)
+    folder.symlink_to(outside)
+    (outside / ".a.npz.0123456789abcdef.bind-tmp").write_text("somebody else's")
+    before = contents(outside)
+    said = call(
+        "import", older, "--dataset", tmp_path / "new", "--total-sims", "1", "--option", "resolution=16", *bases(suite)
+    )
+    assert said.exit_code == 1
+    assert isinstance(said.exception, SystemExit)
+    assert "leads out of the data set" in said.stderr
     assert contents(outside) == before
 
 
