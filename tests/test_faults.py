@@ -5,6 +5,7 @@ write it. What is quick to do is done always, the whole table with ``BIND_DATA_A
 """
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -151,6 +152,29 @@ def test_a_share_that_is_late_and_one_that_is_not_are_one_run(
     assert found.equals(expected), found.difference(expected)
     assert not leftovers(arena)
     check_cell(pair_row(pair), 4, "status 0 and status 0")
+
+
+def test_a_snapshot_that_is_cut_off_while_it_is_read_spoils_nothing(arena: Arena, undisturbed: Undisturbed) -> None:
+    """Of it, no sample is made; its simulation says why, the other one is made, and a rerun makes up for it."""
+    case = Case(Step.WITHIN_READING, fault_runs.generate, fault_runs.nothing)
+    expected = undisturbed.result(case)
+    undisturbed.begin(case.begin)
+    snapshot = next((arena.suite.hydro_base / "SB35_0").rglob("*.hdf5"))
+    whole, facts = snapshot.read_bytes(), snapshot.stat()
+    running = Running(case.run, arena, f"{case.step}:{Action.SIGSTOP}:1")
+    stopped = running.wait_until_stopped()
+    os.truncate(snapshot, len(whole) // 2)
+    os.kill(stopped, signal.SIGCONT)
+    ended = running.ended()
+    snapshot.write_bytes(whole)
+    os.utime(snapshot, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert ended.status == 1
+    found = content(arena)
+    assert snapshot.name in ended.said, ended.said
+    assert set(found.samples["simulation"]) == {"SB35_1"}, ended.said
+    assert finish(case.run, arena).status == 0
+    after = content(arena)
+    assert after.equals(expected), after.difference(expected)
 
 
 def test_the_table_is_of_all_steps() -> None:
