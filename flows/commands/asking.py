@@ -143,13 +143,14 @@ def show(
 ) -> None:
     """Draw all maps of one sample: condition, targets and context, as PNG."""
     with errors_explained():
-        from storage.files import write_bytes
+        from storage.files import remove_stale_temporaries, write_bytes
         from storage.gallery import sheet_of_sample
         from storage.manifest import layout_at
 
         name, picture = sheet_of_sample(layout_at(dataset), sample)
         path = output or Path(f"{name}.png")
         with writing(path):
+            remove_stale_temporaries(path.parent)
             write_bytes(path, picture)
     console.print(str(path))
 
@@ -212,9 +213,10 @@ def _give(frame: "pl.DataFrame", as_format: AnswerFormat | None, output: Path | 
     if output is None:
         sys.stdout.buffer.write(content)
         return
-    from storage.files import write_bytes
+    from storage.files import remove_stale_temporaries, write_bytes
 
     with writing(output):
+        remove_stale_temporaries(output.parent)
         write_bytes(output, content)
     error_console.print(f"{counted(frame.height, 'row')} in {escape(str(output))}")
 
