@@ -1,6 +1,6 @@
 """Every command that writes files, killed and out of space at each of them: what was there before stays whole.
 
-The runs that make samples are in `test_faults`. By default some commands are killed right before each file gets its
+The runs that make samples and packs are in `test_faults`. By default some commands are killed right before each file gets its
 name; all of them, at both steps of a write and with a full disk, with ``BIND_DATA_ALL_FAULTS=1``.
 """
 
@@ -25,7 +25,6 @@ SLOW = (
     fault_runs.show,
     fault_runs.query,
     fault_runs.conditions,
-    fault_runs.pack,
     fault_runs.import_older,
 )
 STEPS = (Step.BETWEEN_WRITE_AND_FSYNC, Step.BETWEEN_FSYNC_AND_RENAME)
