@@ -1,7 +1,8 @@
 """Every command that writes files, killed and out of space at each of them: what was there before stays whole.
 
-The runs that make samples and packs are in `test_faults`. By default some commands are killed right before each file gets its
-name; all of them, at both steps of a write and with a full disk, with ``BIND_DATA_ALL_FAULTS=1``.
+The runs that make samples, packs and imports are in `test_faults`, since they go on where they were killed. By default
+some commands are killed right before each file gets its name; all of them, at both steps of a write and with a full
+disk, with ``BIND_DATA_ALL_FAULTS=1``.
 """
 
 import os
@@ -25,7 +26,6 @@ SLOW = (
     fault_runs.show,
     fault_runs.query,
     fault_runs.conditions,
-    fault_runs.import_older,
 )
 STEPS = (Step.BETWEEN_WRITE_AND_FSYNC, Step.BETWEEN_FSYNC_AND_RENAME)
 MOST = 40
@@ -56,7 +56,7 @@ def test_what_is_not_written_leaves_what_was_there(
     run: Callable[[Arena], int], step: Step, action: Action, arena: Arena, undisturbed: Undisturbed
 ) -> None:
     """At each file, a command that ends leaves the one before it, or none; the last time, it succeeds."""
-    undisturbed.begin(fault_runs.nothing if run is fault_runs.import_older else fault_runs.generated)
+    undisturbed.begin(fault_runs.generated)
     for passing in count(1):
         assert passing <= MOST
         before = files(arena)
