@@ -35,6 +35,8 @@ SILENCE = 90.0
 
 _ENTRY = re.compile(r"(\d{10})\.json")
 _ENTRIES_KEPT = 64
+_HEARTBEAT = ".alive"
+_STRAY_AGE = 24 * 3600.0
 _POLL = 0.5
 _SHOWN = 5
 
@@ -170,6 +172,7 @@ def writing(
     claim = Claim(secrets.token_hex(8), purpose, run_id, ProcessIdentity.current(), since, named)
     with beating(_heartbeat_file(layout, claim), beat_interval):
         _take(layout, claim, tell, silence)
+        _remove_strays(layout, claim)
         yield Lease(layout, claim)
 
 
@@ -215,6 +218,20 @@ def _take(layout: DatasetLayout, mine: Claim, tell: Callable[[str], None], silen
             continue
         kept = tuple(claim for claim, life in lives.items() if life is not Life.DEAD)
         log.append(number + 1, (*kept, mine))
+        if mine in log.latest()[1]:
+            for claim in lives.keys() - set(kept):
+                _heartbeat_file(layout, claim).unlink(missing_ok=True)
+
+
+def _remove_strays(layout: DatasetLayout, mine: Claim) -> None:
+    """Remove the files of owners that were killed: those without a claim and without a sign of life for long."""
+    now = _heartbeat_file(layout, mine).stat().st_mtime
+    claimed = {_heartbeat_file(layout, claim) for claim in _Log(layout).latest()[1]}
+    for file in set(layout.lease_folder.glob("*" + _HEARTBEAT)) - claimed:
+        with suppress(FileNotFoundError):
+            # One that was made just now may be about to get its claim.
+            if now - file.stat().st_mtime > _STRAY_AGE:
+                file.unlink()
 
 
 def _life(layout: DatasetLayout, claim: Claim) -> Life:
@@ -251,7 +268,7 @@ def _held(layout: DatasetLayout, mine: Claim, claim: Claim, life: Life) -> Datas
 
 
 def _heartbeat_file(layout: DatasetLayout, claim: Claim) -> Path:
-    return layout.lease_folder / f"{claim.name}.alive"
+    return layout.lease_folder / f"{claim.name}{_HEARTBEAT}"
 
 
 class _Log:

@@ -69,6 +69,7 @@ def test_a_dead_owners_right_is_taken_over(layout: DatasetLayout, number: signal
         granted(layout)
         assert owner.wait() == -number
         granted(layout)
+        assert not list(layout.lease_folder.glob("*.alive"))
 
 
 def test_a_stopped_owner_keeps_it(layout: DatasetLayout) -> None:
@@ -175,6 +176,18 @@ def test_a_damaged_record_is_named(layout: DatasetLayout) -> None:
     entry.write_text("{")
     with pytest.raises(RecordError, match=entry.name), writing(layout, "bind-data generate", "run-1"):
         pass
+
+
+def test_files_of_owners_that_never_got_it_go(layout: DatasetLayout) -> None:
+    """A process that was killed before it had its claim leaves a file, which goes after a day."""
+    layout.lease_folder.mkdir(parents=True)
+    old, new = (layout.lease_folder / f"{digit * 16}.alive" for digit in "01")
+    for file in (old, new):
+        file.write_text("0")
+    os.utime(old, (0, 0))
+    granted(layout)
+    assert not old.exists()
+    assert new.exists()
 
 
 def test_the_log_stays_short(layout: DatasetLayout) -> None:
