@@ -124,6 +124,8 @@ class ShardedArray:
         offset, size = self._indices[shard][chunk].tolist()
         if offset == _ABSENT:
             raise ValueError(f"{file.path} lacks the chunk of sample {number}")
+        if offset + size > file.size():
+            raise ValueError(f"{file.path} is truncated: it has {file.size():,} bytes")
         return file, offset, size
 
     @property
