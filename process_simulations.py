@@ -6,6 +6,9 @@
 Needs no server. Running it again makes only what is missing.
 """
 
+import tasks.lonely_end  # noqa: F401
+
+# isort: split
 import argparse
 import os
 import sys

@@ -386,3 +386,19 @@ def test_bad_simulations_are_blocked_and_the_others_made(tmp_path: Path) -> None
     assert is_whole(root)
     assert set(sample_rows(root)["simulation"]) == sound
     assert digests(root).keys() == set(sample_rows(root)["path"])
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("module", ["mpi4py/MPI.py", "rich/console.py"])
+def test_a_rank_that_cannot_be_loaded_ends_the_job(suite: MockSuite, tmp_path: Path, rank: int, module: str) -> None:
+    """One rank that is interrupted, or finds a library broken, before it has begun does not keep the others waiting."""
+    library = tmp_path / module
+    library.parent.mkdir()
+    (library.parent / "__init__.py").touch()
+    library.write_text("import sys\nraise KeyboardInterrupt\n")
+    only = tmp_path / "sitecustomize.py"
+    only.write_text(f"import os, sys\nif os.environ.get('PMI_RANK') != '{rank}': sys.path.remove({str(tmp_path)!r})\n")
+    ended = run(*bases(suite), *SMALL, "--output_base_root", tmp_path / "out", ranks=2, PYTHONPATH=tmp_path)
+    assert ended.returncode != 0
+    assert "KeyboardInterrupt" in ended.stderr
