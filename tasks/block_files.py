@@ -1,5 +1,6 @@
 """What a block's MPI job and whoever started it leave each other in the block's work folder. Knows no Prefect."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from bind_core.plan import BlockPlan
@@ -27,11 +28,11 @@ def result_file(folder: Path, simulation: str) -> Path:
 
 
 def results_in(folder: Path, plan: BlockPlan) -> dict[str, SimulationResult]:
-    """Return the results that a block's jobs have left so far, by simulation."""
+    """Return the results that a block's jobs have left so far, by simulation; a damaged one is as good as none."""
     results = {}
     for simulation in plan.simulations:
         path = result_file(folder, simulation.simulation)
-        if path.exists():
+        with suppress(FileNotFoundError, RecordError):
             results[simulation.simulation] = SimulationResult.from_json(path.read_bytes(), path)
     return results
 

@@ -41,6 +41,9 @@ from storage.mock_suite import Compression, Defect, MockFormat, MockSuite, Snaps
 from storage.results import SimulationResult
 from storage.samples import read_sample
 from storage.workload import plan_workload
+from tasks import block_files
+from tasks.block_job import BlockJob
+from tasks.launchers import Listener
 from tasks.projection_job import result_file
 
 pytestmark = pytest.mark.mpi
@@ -186,6 +189,21 @@ def test_results_say_what_was_written(undisturbed: tuple[Path, dict[str, Simulat
 
 def config_of_root(root: Path) -> DatasetConfig:
     return BlockPlan.from_json((root / "work" / "plan.json").read_text()).config
+
+
+def test_a_damaged_result_is_as_good_as_none(
+    suite: MockSuite, undisturbed: tuple[Path, dict[str, SimulationResult]], tmp_path: Path
+) -> None:
+    """A block whose result was damaged makes that simulation again, and takes the other results as they are."""
+    root, results = undisturbed
+    shutil.copytree(root / "work", tmp_path / "work")
+    plan = plan_of(config_of(suite, tmp_path))
+    damaged, *others = results
+    result_file(tmp_path / "work", damaged).write_text('{"simulation": ')
+    assert block_files.results_in(tmp_path / "work", plan).keys() == set(others)
+    made = BlockJob(plan, tmp_path / "work").run(Listener(print, print, lambda: False))
+    assert {name: replace(result, seconds={}) for name, result in made.items()} == results
+    assert set(digests(tmp_path)) == {file for file in digests(root) if file.split("/")[1] == f"sim_{damaged[5:]}"}
 
 
 @pytest.mark.parametrize(("ranks", "per_node"), [(4, 2), (3, 2)])
