@@ -24,6 +24,7 @@ _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}
 _LOCKED = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
 _LEFT_BEHIND = 24 * 3600.0
+_TURN_POLL = 0.01
 
 
 class StorageFullError(BindDataError):
@@ -157,6 +158,29 @@ def one_at_a_time(path: Path) -> Iterator[None]:
         If it cannot be made or opened for writing.
     """
     with _locked(path, fcntl.LOCK_EX):
+        yield
+
+
+@contextmanager
+def in_turn(path: Path, patience: float) -> Iterator[None]:
+    """Wait for one's turn, but not for ever: for what goes well at the same time, only with more effort.
+
+    Parameters
+    ----------
+    path : Path
+        A file that is there for this alone; made if it is missing.
+    patience : float
+        Seconds after which nobody's turn is waited for any more: whoever has it may have been stopped.
+
+    Raises
+    ------
+    OSError
+        If it cannot be made or opened.
+    """
+    deadline = time.monotonic() + patience
+    with _opened(path) as stream:
+        while try_lock(stream) is False and time.monotonic() < deadline:
+            time.sleep(_TURN_POLL)
         yield
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from bind_core.errors import BindDataError
 from bind_core.records import record_from_json
 from bind_core.suite import natural_order
-from storage.files import write_bytes
+from storage.files import in_turn, write_bytes
 from storage.heartbeat import Heartbeat, beating
 from storage.layout import DatasetLayout
 from storage.process_identity import Life, ProcessIdentity
@@ -36,6 +36,7 @@ SILENCE = 90.0
 _ENTRY = re.compile(r"(\d{10})\.json")
 _ENTRIES_KEPT = 64
 _HEARTBEAT = ".alive"
+_TURN, _TURN_PATIENCE = "turn", 60.0
 _STRAY_AGE = 24 * 3600.0
 _POLL = 0.5
 _SHOWN = 5
@@ -189,38 +190,55 @@ def living_claims(layout: DatasetLayout) -> list[tuple[Claim, Life]]:
 
 
 def _take(layout: DatasetLayout, mine: Claim, tell: Callable[[str], None], silence: float) -> None:
-    log = _Log(layout)
     watched: dict[str, Heartbeat] = {}
     while True:
-        number, claims = log.latest()
-        if mine in claims:
-            return
-        lives = {claim: _life(layout, claim) for claim in claims}
-        for claim in [claim for claim, life in lives.items() if life is Life.OUT_OF_SIGHT]:
-            first = claim.name not in watched
-            heartbeat = watched.setdefault(claim.name, Heartbeat(_heartbeat_file(layout, claim)))
-            unheard = heartbeat.silence(_heartbeat_file(layout, mine))
-            if unheard > silence:
-                lives[claim] = Life.DEAD
-            elif not first and heartbeat.was_heard:
-                lives[claim] = Life.ALIVE
-            elif first and claim.conflicts_with(mine):
-                tell(
-                    f"Waiting for a sign of life, for up to {silence - unheard:.0f} s, of the run that holds "
-                    f"{layout.root}: {claim}"
-                )
-        in_the_way = {claim: life for claim, life in lives.items() if claim.conflicts_with(mine)}
-        for claim, life in in_the_way.items():
-            if life in (Life.ALIVE, Life.STOPPED):
-                raise _held(layout, mine, claim, life)
-        if Life.OUT_OF_SIGHT in in_the_way.values():
+        with in_turn(layout.lease_folder / _TURN, _TURN_PATIENCE):  # an array's tasks begin all at once
+            if _is_taken(layout, mine, tell, silence, watched):
+                return
+        if watched:
             time.sleep(_POLL)
-            continue
-        kept = tuple(claim for claim, life in lives.items() if life is not Life.DEAD)
-        log.append(number + 1, (*kept, mine))
-        if mine in log.latest()[1]:
-            for claim in lives.keys() - set(kept):
-                _heartbeat_file(layout, claim).unlink(missing_ok=True)
+
+
+def _is_taken(
+    layout: DatasetLayout,
+    mine: Claim,
+    tell: Callable[[str], None],
+    silence: float,
+    watched: dict[str, Heartbeat],
+) -> bool:
+    """Try to get a claim into the log; False if another one was faster, or signs of life have to be waited for."""
+    log = _Log(layout)
+    number, claims = log.latest()
+    if mine in claims:
+        return True
+    given_back = {claim for claim in claims if not _heartbeat_file(layout, claim).exists()}
+    in_the_way = {
+        claim: _life(layout, claim) for claim in claims if claim not in given_back and claim.conflicts_with(mine)
+    }
+    for claim in [claim for claim, life in in_the_way.items() if life is Life.OUT_OF_SIGHT]:
+        first = claim.name not in watched
+        heartbeat = watched.setdefault(claim.name, Heartbeat(_heartbeat_file(layout, claim)))
+        unheard = heartbeat.silence(_heartbeat_file(layout, mine))
+        if unheard > silence:
+            in_the_way[claim] = Life.DEAD
+        elif heartbeat.was_heard:
+            in_the_way[claim] = Life.ALIVE
+        elif first:
+            tell(
+                f"Waiting for a sign of life, for up to {silence - unheard:.0f} s, of the run that holds "
+                f"{layout.root}: {claim}"
+            )
+    for claim, life in in_the_way.items():
+        if life in (Life.ALIVE, Life.STOPPED):
+            raise _held(layout, mine, claim, life)
+    if Life.OUT_OF_SIGHT in in_the_way.values():
+        return False
+    log.append(number + 1, (*(claim for claim in claims if claim not in given_back | in_the_way.keys()), mine))
+    if mine not in log.latest()[1]:
+        return False
+    for claim in in_the_way:
+        _heartbeat_file(layout, claim).unlink(missing_ok=True)
+    return True
 
 
 def _remove_strays(layout: DatasetLayout, mine: Claim) -> None:
