@@ -34,7 +34,7 @@ from storage.workload import plan_workload
 from tasks.batch import BatchRun
 from tasks.projection_job import project_block
 
-PATIENCE = 120
+PATIENCE = 300
 """Seconds after which a process counts as hanging."""
 SMALL_FILES = 3
 """Files of a table from which on they are merged: so few that it happens all the time."""
@@ -142,7 +142,10 @@ class Writer:
         """Have an operation done, with a fault or without; the process that was disturbed does no other."""
         self._line.send((operation, arguments, fault))
         try:
-            assert self._line.poll(PATIENCE), f"{operation.__name__} hangs"
+            if not self._line.poll(PATIENCE):
+                self.stop()
+                self._begin()
+                raise AssertionError(f"{operation.__name__} hangs")
             ended: Ended = self._line.recv()
         except EOFError:
             ended = Ended("killed", disturbed=True)

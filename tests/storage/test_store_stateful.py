@@ -10,24 +10,23 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import ClassVar
 
-import h5py
 import polars as pl
 import pytest
 from batch_runs import REPOSITORY, digests, sample_rows, simulation_rows
-from block_runs import ProjectedBlock, layout_of
+from block_runs import layout_of
 from deltalake import write_deltalake
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from store_arena import NAMES, ROOT_SEEDS, Arena, Pending, Settings, files_of
 from store_ledger import Ledger
 from store_processes import (
     Ended,
-    Writer,
     commit,
     compact,
     preload_writers,
@@ -45,7 +44,6 @@ from bind_core.suite import find_simulation
 from storage.faults import Action, Step
 from storage.files import sha256_of
 from storage.manifest import Manifest, recorded_configuration
-from storage.mock_suite import MockFormat, MockSuite, write_mock_suite
 from storage.recording import new_run_id
 from storage.replacement import staging_kept
 from storage.versions import resolve_version
@@ -53,117 +51,36 @@ from storage.versions import resolve_version
 pytestmark = pytest.mark.mpi
 
 EXAMPLES = "BIND_STATEFUL_EXAMPLES"
-NAMES = ("SB35_0", "SB35_1", "SB35_2")
 LONG = 30
 """Operations in an example that is asked for; there are fewer by default."""
 SHORT = 14
 FEW = 6
 
-STEPS = (
-    *(Step.AFTER_PLANNING, Step.WITHIN_READING, Step.BETWEEN_SAMPLES, Step.BETWEEN_RENAME_AND_COMMIT),
-    *(Step.BETWEEN_WRITE_AND_FSYNC, Step.BETWEEN_FSYNC_AND_RENAME, Step.WITHIN_COMMIT, Step.WITHIN_COMPACTION),
-    *(Step.BEFORE_REPLACEMENT, Step.WITHIN_REPLACEMENT, Step.WITHIN_REPAIR),
-)
-WRITES = (Step.BETWEEN_WRITE_AND_FSYNC, Step.BETWEEN_FSYNC_AND_RENAME)
-names = st.sets(st.sampled_from(NAMES), min_size=1).map(sorted)
-faults = st.one_of(
-    st.builds(
+WRITING = (Step.BETWEEN_WRITE_AND_FSYNC, Step.BETWEEN_FSYNC_AND_RENAME)
+MAKING = (Step.AFTER_PLANNING, Step.WITHIN_READING, Step.BETWEEN_SAMPLES)
+RECORDING = (Step.BETWEEN_RENAME_AND_COMMIT, Step.WITHIN_COMMIT, Step.WITHIN_COMPACTION)
+REPLACING = (Step.BEFORE_REPLACEMENT, Step.WITHIN_REPLACEMENT)
+
+
+def disturbed(*steps: Step) -> st.SearchStrategy[str]:
+    """Draw what ends an operation at one of these steps, or where it writes a file, at one of the first passings."""
+    killed = st.builds(
         "{}:{}:{}".format,
-        st.sampled_from(STEPS),
-        st.sampled_from((Action.SIGKILL, Action.RAISE)),
-        st.integers(1, 4),
-    ),
-    st.builds("{}:enospc:{}".format, st.sampled_from(WRITES), st.integers(1, 8)),
-)
-perhaps = st.one_of(st.just(""), st.just(""), faults)
+        st.sampled_from((*steps, *WRITING)),
+        st.sampled_from((Action.SIGKILL, Action.SIGKILL, Action.RAISE)),
+        st.integers(1, 3),
+    )
+    full = st.builds("{}:enospc:{}".format, st.sampled_from(WRITING), st.integers(1, 8))
+    return st.one_of(killed, killed, full)
+
+
+def perhaps(*steps: Step) -> st.SearchStrategy[str]:
+    """Draw as `disturbed` does, or that nothing happens."""
+    return st.one_of(st.just(""), disturbed(*steps))
+
+
+names = st.sets(st.sampled_from(NAMES), min_size=1).map(sorted)
 numbers = st.integers(0, 99)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a configuration asks for."""
-
-    root_seed: int = 1993
-    rotations: int = 1
-
-
-class Arena:
-    """Where the examples are played, and what is made once for all of them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.writer = Writer()
-        self.variants = tuple(self._suite(folder / f"variant {number}", number) for number in range(2))
-        self._pristine: dict[tuple[Settings, tuple[int, ...]], Path] = {}
-
-    def config(self, suite: Path, root: Path, settings: Settings) -> DatasetConfig:
-        return DatasetConfig.from_values(
-            {
-                "dmo_base": suite / "DMO",
-                "hydro_base": suite / "Hydro",
-                "catalogue_base": suite / "FOF",
-                "output_root": root,
-                "resolution": 8,
-                "test_fraction": 0.4,
-                "simulations_per_block": 1,
-                "strata": [{"rotations": settings.rotations}],
-                "root_seed": settings.root_seed,
-            }
-        )
-
-    def pristine(self, settings: Settings, variants: dict[str, int]) -> Path:
-        """Return a data set that nothing has disturbed."""
-        key = (settings, tuple(variants.values()))
-        if key not in self._pristine:
-            suite = self.folder / f"suite of {len(self._pristine)}"
-            shutil.copytree(self.variants[0], suite)
-            for name, variant in variants.items():
-                for file in files_of(self.variants[variant], name):
-                    shutil.copy2(file, suite / file.relative_to(self.variants[variant]))
-            self._pristine[key] = self.folder / f"pristine {len(self._pristine)}"
-            config = self.config(suite, self._pristine[key], settings)
-            assert self.writer.do(run, config, NAMES, False) == Ended("done", True)
-        return self._pristine[key]
-
-    def _suite(self, folder: Path, variant: int) -> Path:
-        """Write one of two suites: in the second, each simulation has another input."""
-        made: MockSuite = write_mock_suite(
-            folder, simulations=NAMES, particles_per_side=8, halos_per_simulation=2, formats=[MockFormat()]
-        )
-        with h5py.File(next((made.hydro_base / "SB35_0").glob("*.hdf5")), "r+") as file:
-            file["Header"].attrs["MassTable"] *= 1.001 if variant else 1
-        for name, halos in (("SB35_1", 2 - variant), ("SB35_2", 2 * variant)):
-            with h5py.File(next((made.catalogue_base / name).glob("*.hdf5")), "r+") as file:
-                masses = file["Group/Group_M_Crit200"][...]
-                masses[(masses > 1e3).nonzero()[0][halos:]] = 1.0
-                file["Group/Group_M_Crit200"][...] = masses
-        return folder
-
-
-def files_of(suite: Path, name: str) -> list[Path]:
-    """Return a simulation's files: of both runs, and its catalogue."""
-    return sorted(suite.glob(f"*/{name}/*.hdf5"))
-
-
-@dataclass
-class Pending:
-    """A writer that has made samples and recorded none of them yet."""
-
-    run_id: str
-    block: ProjectedBlock
-    expected: dict[str, set[str]]
-    staging: ExitStack
-    names: tuple[str, ...] = field(init=False)
-    made: set[str] = field(init=False)
-    """Ids of the samples whose files are whole."""
-
-    def __post_init__(self) -> None:
-        self.names = tuple(one.work.files.name for one in self.block.screened)
-        self.made = {sample.sample_id for result in self.block.results.values() for sample in result.samples}
-
-    @property
-    def replaces(self) -> bool:
-        return any(one.work.replaced for one in self.block.screened)
 
 
 class Store(RuleBasedStateMachine):
@@ -229,7 +146,7 @@ class Store(RuleBasedStateMachine):
 
     # Runs
 
-    @rule(names=names, refresh=st.booleans(), fault=perhaps)
+    @rule(names=names, refresh=st.booleans(), fault=perhaps(*MAKING, *RECORDING))
     def run_again(self, names: list[str], refresh: bool, fault: str) -> None:
         """Do what the next run does, on some simulations."""
         names = self.unheld(names, refresh)
@@ -243,9 +160,16 @@ class Store(RuleBasedStateMachine):
             self.ledger.interrupted = False
             assert ended.answer or not refresh
         elif not ended.disturbed:
-            assert not (fits or refresh) and "ConfigurationMismatchError" in ended.answer
+            assert not (fits or refresh) and "ConfigurationMismatchError" in ended.answer, ended.answer
 
-    @rule(name=st.sampled_from(NAMES), refresh=st.booleans(), fault=perhaps)
+    @precondition(lambda self: self.has_samples and not self.pending)
+    @rule(names=names, fault=disturbed(*RECORDING, *REPLACING, *REPLACING))
+    def made_anew(self, names: list[str], fault: str) -> None:
+        """Ask for other orientations than before, and end the run that makes the samples anew."""
+        self.settings = replace(self.settings, root_seed=ROOT_SEEDS[self.settings.root_seed == ROOT_SEEDS[0]])
+        self.run_again(names, True, fault)
+
+    @rule(name=st.sampled_from(NAMES), refresh=st.booleans(), fault=perhaps(*MAKING))
     def write_samples(self, name: str, refresh: bool, fault: str) -> None:
         """Make samples that nobody has recorded yet; their writer goes on living."""
         if name not in self.unheld([name], True):
@@ -261,7 +185,7 @@ class Store(RuleBasedStateMachine):
             staging.close()
 
     @precondition(lambda self: self.pending)
-    @rule(number=numbers, fault=perhaps)
+    @rule(number=numbers, fault=perhaps(*RECORDING, *REPLACING))
     def commit_block(self, number: int, fault: str) -> None:
         """Record what a writer has made, unless another one has meanwhile."""
         block = self.pending.pop(number % len(self.pending))
@@ -284,24 +208,24 @@ class Store(RuleBasedStateMachine):
 
     @precondition(lambda self: self.pending)
     @rule(number=numbers, cut=st.booleans())
-    def unrecorded_file_is_lost(self, number: int, cut: bool) -> None:
-        """Damage a file that its writer has not recorded yet."""
+    def commit_of_a_damaged_file(self, number: int, cut: bool) -> None:
+        """Damage a file of which there is no row yet, and have its writer record what it has made."""
         block = self.pending[number % len(self.pending)]
-        for result in block.block.results.values():
-            for sample in result.samples:
-                path = self.root / sample.file
-                if path.exists() and sample.sample_id not in self.ledger.rows["sample_id"]:
-                    content = path.read_bytes()
-                    path.unlink()
-                    if cut:
-                        self.leave(path, content[:-9])
-                    block.made.discard(sample.sample_id)
-                    return
+        for sample in [sample for result in block.block.results.values() for sample in result.samples]:
+            path = self.root / sample.file
+            if path.exists() and sample.sample_id not in self.ledger.rows["sample_id"]:
+                content = path.read_bytes()
+                path.unlink()
+                if cut:
+                    self.leave(path, content[:-9])
+                block.made.discard(sample.sample_id)
+                break
+        self.commit_block(number, "")
 
     # What changes around the data set
 
     @precondition(lambda self: not self.pending)
-    @rule(seed=st.sampled_from((1993, 7)), more=st.booleans())
+    @rule(seed=st.sampled_from(ROOT_SEEDS), more=st.booleans())
     def change_settings(self, seed: int, more: bool) -> None:
         """Ask for other orientations, or for more of them."""
         self.settings = Settings(seed, max(self.settings.rotations, 1 + more))
@@ -370,14 +294,14 @@ class Store(RuleBasedStateMachine):
             self.ledger.destroyed.add("f" * 64)
 
     @precondition(lambda self: self.ledger.doubled)
-    @rule(fault=perhaps)
+    @rule(fault=perhaps())
     def duplicates_removed(self, fault: str) -> None:
         """Keep one row of each sample."""
         if self.do(remove_duplicates, self.config, fault=fault).done:
             self.ledger.doubled.clear()
 
     @precondition(lambda self: self.has_samples and not self.pending)
-    @rule(fault=perhaps)
+    @rule(fault=perhaps(*MAKING, *RECORDING, *REPLACING, Step.WITHIN_REPAIR))
     def repaired(self, fault: str) -> None:
         """Do what the command `repair` does, with the settings that are recorded."""
         recorded = recorded_configuration(self.root)
@@ -392,7 +316,7 @@ class Store(RuleBasedStateMachine):
     # Tables and versions
 
     @precondition(lambda self: self.has_samples)
-    @rule(simulations=st.booleans(), leftover=st.booleans(), fault=perhaps)
+    @rule(simulations=st.booleans(), leftover=st.booleans(), fault=perhaps(Step.WITHIN_COMPACTION))
     def compacted(self, simulations: bool, leftover: bool, fault: str) -> None:
         """Merge a table's files, and remove an old one that a killed commit has left."""
         layout = layout_of(self.config)
@@ -407,7 +331,7 @@ class Store(RuleBasedStateMachine):
         assert not ended.done or not left.exists()
 
     @precondition(lambda self: self.has_samples)
-    @rule(fault=perhaps)
+    @rule(fault=perhaps())
     def tagged(self, fault: str) -> None:
         """Give the latest version a name."""
         name = f"tag-{len(self.ledger.tags)}"
