@@ -21,7 +21,6 @@ _SAMPLE_IS_BAD = {
     AuditCode.DUPLICATE_CONTENT,
     AuditCode.WRONG_PATH,
     AuditCode.MISSING_FILE,
-    AuditCode.MISPLACED_FILE,
     AuditCode.WRONG_SIZE,
     AuditCode.WRONG_STRATUM,
     AuditCode.WRONG_SEED,
@@ -103,8 +102,13 @@ def plan_repair(layout: DatasetLayout, manifest: Manifest, findings: Iterable[Au
             continue
         elif finding.code is AuditCode.ORPHAN:
             orphans.append(finding.subject)
-        elif finding.code is AuditCode.MISPLACED_FILE and _is(layout, finding.found, samples[finding.subject][2]):
-            moves.append((finding.found, samples[finding.subject][1]))
+        elif finding.code is AuditCode.MISPLACED_FILE:
+            _, path, sha256 = samples[finding.subject]
+            if _is(layout, finding.found, sha256):
+                moves.append((finding.found, path))
+            else:  # what it was before it was made anew, or another sample's
+                orphans.append(finding.found)
+                remake.add(finding.subject)
         elif finding.code in _OF_A_SPLIT:
             remake.update(elsewhere.get(finding.subject, []))
         elif finding.code in _SAMPLE_IS_BAD:

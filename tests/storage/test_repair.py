@@ -1,5 +1,12 @@
 """What a repair puts in order by itself, without making anything."""
 
+from datetime import UTC, datetime
+
+import pytest
+
+from storage.audit import audit
+from storage.audit_depth import Depth
+from storage.files import sha256_of
 from storage.repair import plan_repair, tidy
 
 
@@ -16,3 +23,23 @@ def test_half_written_samples_go_where_nothing_is_to_be_made_any_more(dataset) -
     tidy(layout, manifest, plan_repair(layout, manifest, []), "repair")
     assert [path for path in left if path.exists()] == []
     assert all((dataset.root / path).is_file() for path in manifest.samples()["path"])
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_misplaced_file_is_moved_back_or_removed(dataset, changed: bool) -> None:
+    """A sample's file that lies elsewhere gets its place back; one that is of other content is of no use, and goes."""
+    dataset.commit("SB35_0")
+    layout, manifest = dataset.layout, dataset.open()
+    name, place, digest = manifest.samples().select("sample_id", "path", "sha256").row(0)
+    elsewhere = dataset.root / "train" / "elsewhere" / (dataset.root / place).name
+    elsewhere.parent.mkdir()
+    (dataset.root / place).rename(elsewhere)
+    if changed:
+        elsewhere.write_bytes(elsewhere.read_bytes()[:-1] + b"x")
+    found = audit(layout, Depth.KNOWN, audited_at=datetime.now(UTC), threads=1).findings
+    plan = plan_repair(layout, manifest, found)
+    tidy(layout, manifest, plan, "repair")
+    assert not elsewhere.exists()
+    assert (dataset.root / place).exists() != changed
+    assert name in plan.remake or not changed
+    assert changed or sha256_of(dataset.root / place) == digest
