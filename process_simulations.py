@@ -6,7 +6,7 @@
 Needs no server. Running it again makes only what is missing.
 """
 
-import tasks.lonely_end  # noqa: F401
+from tasks.lonely_end import abort
 
 # isort: split
 import argparse
@@ -179,9 +179,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr = sys.__stderr__
         traceback.print_exc()
         status = 1
-    sys.stderr.flush()
     if comm.size > 1:
-        comm.Abort(status)  # the other ranks would wait for this one for ever
+        abort(status)  # the other ranks would wait for this one for ever
     return status
 
 

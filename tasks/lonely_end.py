@@ -7,7 +7,21 @@ no Prefect.
 import os
 import signal
 import sys
+import time
 from types import TracebackType
+
+_HANDED_ON = 0.5
+"""Seconds for a rank's last words to reach its launcher, which drops what it has not passed on by an abort."""
+
+
+def abort(status: int) -> None:
+    """End all ranks, once a launcher has had the time to hand on what this one has said."""
+    from mpi4py import MPI
+
+    sys.stdout.flush()
+    sys.stderr.flush()
+    time.sleep(_HANDED_ON)
+    MPI.COMM_WORLD.Abort(status)
 
 
 def end_all_ranks(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -18,7 +32,7 @@ def end_all_ranks(kind: type[BaseException], error: BaseException, trace: Traceb
         from mpi4py import MPI
 
         if MPI.COMM_WORLD.size > 1:
-            MPI.COMM_WORLD.Abort(1)
+            abort(1)
         return
     from tasks.launchers import ranks_asked_for
 
