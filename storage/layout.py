@@ -110,6 +110,11 @@ class DatasetLayout:
         return self.root / "manifest" / "simulations"
 
     @property
+    def tags_folder(self) -> Path:
+        """Names that were given to versions."""
+        return self.root / "manifest" / "tags"
+
+    @property
     def configuration_file(self) -> Path:
         """The configuration that the data set was made with."""
         return self.root / "dataset.yaml"

@@ -56,7 +56,7 @@ def _swept_folders(layout: DatasetLayout) -> list[Path]:
     """
     if not layout.root.is_dir():
         return []
-    deeper = (layout.work_folder, layout.import_folder)
+    deeper = (layout.work_folder, layout.import_folder, layout.tags_folder)
     work = [Path(folder) for below in deeper if not below.is_symlink() for folder, _, _ in os.walk(below)]
     return [
         layout.root,

@@ -61,7 +61,7 @@ def read_tags(layout: DatasetLayout) -> list[Tag]:
     TagError
         If a tag's file is not what `write_tag` writes.
     """
-    folder = _folder(layout)
+    folder = layout.tags_folder
     files = sorted(file for file in folder.glob("*.json") if not file.name.startswith(".")) if folder.is_dir() else []
     return sorted((_read(file) for file in files), key=lambda tag: tag.name)
 
@@ -134,12 +134,8 @@ def delete_tag(layout: DatasetLayout, name: str) -> Tag:
     return tags[name]
 
 
-def _folder(layout: DatasetLayout) -> Path:
-    return layout.samples_table.parent / "tags"
-
-
 def _file(layout: DatasetLayout, name: str) -> Path:
-    return _folder(layout) / f"{name}.json"
+    return layout.tags_folder / f"{name}.json"
 
 
 def _noted(tag: Tag) -> str:

@@ -107,7 +107,7 @@ def tag(
         if name is None:
             tags = read_tags(layout)
         else:
-            with writing(layout.samples_table.parent / "tags"):
+            with writing(layout.tags_folder):
                 tags = [delete_tag(layout, name) if delete else tag_version(layout, name, version, note)]
     if as_json:
         print_json([given.as_dict() for given in tags])

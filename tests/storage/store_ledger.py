@@ -36,7 +36,9 @@ class Ledger:
     """Rows of each version, as they were when it was the latest."""
     tags: dict[str, int] = field(default_factory=dict)
     destroyed: set[str] = field(default_factory=set)
-    """Digests of files that the test itself has damaged, and that were not whole again since."""
+    """Digests of files that the test itself has damaged, and that are whole nowhere since."""
+    broken: set[tuple[str, str]] = field(default_factory=set)
+    """Paths and digests of rows whose files the test itself has damaged, and that are not back in their places."""
     garbage: dict[str, str] = field(default_factory=dict)
     """Digests of files of no sample that the test has put among the samples, by path."""
     doubled: set[str] = field(default_factory=set)
@@ -78,6 +80,11 @@ class Ledger:
         whole = rows.filter(~pl.col("sha256").is_in(list(self.destroyed)))
         if not self.interrupted:
             assert list(map_recorded(self.layout, whole, lambda one: one.sample_id)) == whole["sample_id"].to_list()
+
+    def note_damage(self, path: str, digest: str) -> None:
+        """Remember that the file of a row is about to be damaged."""
+        self.destroyed.add(digest)
+        self.broken.add((path, digest))
 
     def check_cleared(self) -> None:
         """Assert that nothing is left of what killed runs had begun."""
@@ -131,9 +138,10 @@ class Ledger:
         staged = {path: sha256_of(self.layout.absolute(path)) for path in waiting.values()}
         whole = self._whole(files) | set(staged.values())
         self.destroyed -= whole
+        self.broken -= set(files.items())
         for name, path, digest in self.rows.select("sample_id", "path", "sha256").rows():
             is_there = files.get(path) == digest or staged.get(waiting.get(name, "")) == digest
-            assert is_there or digest in self.destroyed, (name, path, digest, files.get(path))
+            assert is_there or (path, digest) in self.broken, (name, path, digest, files.get(path))
         everything = whole | self.destroyed
         for number, rows in self.versions.items():
             lost = rows.filter(~pl.col("sha256").is_in(list(everything)))

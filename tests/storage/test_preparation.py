@@ -9,7 +9,9 @@ from storage.layout import DatasetLayout
 from storage.preparation import prepare_root
 
 
-@pytest.mark.parametrize("folder", [".", "data", "audit", ".work", ".work/20260101T000000Z-abcdef/block_0001/logs"])
+@pytest.mark.parametrize(
+    "folder", [".", "data", "audit", ".work", "manifest/tags", ".work/20260101T000000Z-abcdef/block_0001/logs"]
+)
 def test_what_killed_runs_left_half_written_is_removed(tmp_path: Path, folder: str) -> None:
     """Wherever a process was killed while it wrote, the next run removes its temporary file, and nothing else."""
     layout = DatasetLayout(tmp_path, "SB35")
