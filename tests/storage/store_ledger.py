@@ -86,6 +86,10 @@ class Ledger:
         self.destroyed.add(digest)
         self.broken.add((path, digest))
 
+    def note_garbage(self, path: Path) -> None:
+        """Remember that a file is of no sample."""
+        self.garbage[self.layout.relative(path)] = sha256_of(path)
+
     def check_cleared(self) -> None:
         """Assert that nothing is left of what killed runs had begun."""
         assert temporaries(self.layout.root) == []
