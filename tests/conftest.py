@@ -1,6 +1,8 @@
 """What the tests of several folders share: the real simulations, and a small mock suite."""
 
-import os
+import no_terminal_size  # noqa: F401
+
+# isort: split
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,6 @@ CHUNKED = MockFormat(
     hydro_compression=Compression.GZIP,
 )
 
-
-for _size in ("COLUMNS", "LINES"):  # with both, consoles keep the size that they have when they are made
-    os.environ.pop(_size, None)
 
 _MADE_ONCE = {"slurm/": "slurm", "platform/test_platform.py": "platform", "browser/test_prefect_ui.py": "platform"}
 """Tests that share what takes long to make, so that one process runs them all."""
