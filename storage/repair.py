@@ -1,7 +1,7 @@
 """What mends a data set: rows that are there twice, files in the wrong place, files of no sample, samples to remake."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,11 +78,13 @@ def plan_repair(layout: DatasetLayout, manifest: Manifest, findings: Iterable[Au
         Those of the audit; warnings are left alone, but for stale and unrecorded samples.
     """
     rows = manifest.samples().select("sample_id", "simulation", "path", "sha256", "split")
-    samples = {name: (simulation, path, sha256) for name, simulation, path, sha256, _ in rows.rows()}
+    samples = {name: (simulation, path) for name, simulation, path, _, _ in rows.rows()}
+    digests: dict[str, set[str]] = {}
     of_simulation: dict[str, list[str]] = {}
     elsewhere: dict[str, list[str]] = {}
     splits = {simulation: _split(manifest, simulation) for simulation in rows["simulation"].unique()}
-    for name, simulation, _, _, split in rows.rows():
+    for name, simulation, _, sha256, split in rows.rows():
+        digests.setdefault(name, set()).add(sha256)  # where there are two rows, the file decides which one stays
         of_simulation.setdefault(simulation, []).append(name)
         if split != splits[simulation]:
             elsewhere.setdefault(simulation, []).append(name)
@@ -103,9 +105,8 @@ def plan_repair(layout: DatasetLayout, manifest: Manifest, findings: Iterable[Au
         elif finding.code is AuditCode.ORPHAN:
             orphans.append(finding.subject)
         elif finding.code is AuditCode.MISPLACED_FILE:
-            _, path, sha256 = samples[finding.subject]
-            if _is(layout, finding.found, sha256):
-                moves.append((finding.found, path))
+            if _is_one_of(layout, finding.found, digests[finding.subject]):
+                moves.append((finding.found, samples[finding.subject][1]))
             else:  # what it was before it was made anew, or another sample's
                 orphans.append(finding.found)
                 remake.add(finding.subject)
@@ -144,8 +145,6 @@ def tidy(layout: DatasetLayout, manifest: Manifest, plan: RepairPlan, run_id: st
     for split in Split:
         for of_samples, _, _ in os.walk(layout.root / split):
             remove_stale_temporaries(Path(of_samples))
-    if plan.duplicates:
-        manifest.remove_duplicates(run_id)
     folders = set()
     for source, target in plan.moves:
         path = layout.absolute(target)
@@ -159,6 +158,8 @@ def tidy(layout: DatasetLayout, manifest: Manifest, plan: RepairPlan, run_id: st
         folders.add(path.parent)
     for folder in folders:
         flush_folder(folder)
+    if plan.duplicates:
+        manifest.remove_duplicates(run_id)
 
 
 def _split(manifest: Manifest, simulation: str) -> str | None:
@@ -172,8 +173,8 @@ def _split(manifest: Manifest, simulation: str) -> str | None:
         return None
 
 
-def _is(layout: DatasetLayout, path: str, sha256: str) -> bool:
+def _is_one_of(layout: DatasetLayout, path: str, digests: Collection[str]) -> bool:
     try:
-        return sha256_of(layout.absolute(path)) == sha256
+        return sha256_of(layout.absolute(path)) in digests
     except OSError:
         return False

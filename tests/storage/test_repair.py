@@ -2,12 +2,14 @@
 
 from datetime import UTC, datetime
 
+import polars as pl
 import pytest
 
 from storage.audit import audit
 from storage.audit_depth import Depth
 from storage.files import sha256_of
 from storage.repair import plan_repair, tidy
+from storage.tables import overwrite_rows
 
 
 def test_half_written_samples_go_where_nothing_is_to_be_made_any_more(dataset) -> None:
@@ -43,3 +45,20 @@ def test_a_misplaced_file_is_moved_back_or_removed(dataset, changed: bool) -> No
     assert (dataset.root / place).exists() != changed
     assert name in plan.remake or not changed
     assert changed or sha256_of(dataset.root / place) == digest
+
+
+@pytest.mark.parametrize("own_first", [False, True])
+def test_of_two_rows_that_of_a_misplaced_file_stays(dataset, own_first: bool) -> None:
+    """A sample with two rows whose file lies elsewhere keeps the row that the file is of."""
+    dataset.commit("SB35_0")
+    layout, manifest = dataset.layout, dataset.open()
+    row = manifest.samples().head(1)
+    place, other = row["path"][0], row.with_columns(sha256=pl.lit("f" * 64))
+    rows = (row, other) if own_first else (other, row)
+    overwrite_rows(layout.samples_table, pl.concat(rows), ["SB35_0"], {}, manifest.version)
+    elsewhere = dataset.root / "train" / "elsewhere" / (dataset.root / place).name
+    elsewhere.parent.mkdir()
+    (dataset.root / place).rename(elsewhere)
+    found = audit(layout, Depth.KNOWN, audited_at=datetime.now(UTC), threads=1).findings
+    tidy(layout, manifest, plan_repair(layout, manifest, found), "repair")
+    assert manifest.samples().select("path", "sha256").rows() == [(place, sha256_of(dataset.root / place))]
