@@ -150,18 +150,18 @@ def no_locks(*_):
 fcntl.flock = no_locks
 import storage.lease, storage.process_identity
 
-machine, program, *arguments = sys.argv[1:]
+machine, silence, program, *arguments = sys.argv[1:]
 storage.process_identity._boot = lambda: machine
-storage.lease.writing.__wrapped__.__kwdefaults__.update(beat_interval=0.2, silence=4.0)
+storage.lease.writing.__wrapped__.__kwdefaults__.update(beat_interval=0.2, silence=float(silence))
 sys.argv = [program, *arguments]
 runpy.run_path(program, run_name="__main__")
 """
 """The batch program on a machine of its own, whose file system knows no locks."""
 
 
-def on_machine(name: str, *arguments: str) -> subprocess.Popen[str]:
+def on_machine(name: str, silence: float, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", MACHINE, name, str(PROGRAM), *arguments],
+        [sys.executable, "-c", MACHINE, name, str(silence), str(PROGRAM), *arguments],
         env=environment(PYTHONPATH=REPOSITORY),
         cwd=REPOSITORY,
         stdin=subprocess.DEVNULL,
@@ -174,7 +174,7 @@ def on_machine(name: str, *arguments: str) -> subprocess.Popen[str]:
 @pytest.fixture
 def first(asked: list[str], root: Path) -> Iterator[subprocess.Popen[str]]:
     """Return a run on one machine that has begun to write."""
-    process = on_machine("one", *asked)
+    process = on_machine("one", TIMEOUT, *asked)
     wait_for(lambda: digests(root), "the first sample", TIMEOUT)
     yield process
     process.kill()
@@ -186,7 +186,7 @@ def test_an_owner_that_was_taken_for_dead_records_nothing_more(
 ) -> None:
     """Cut off for long, on another machine and without locks, it loses its right; going on, it says so and ends."""
     stop(first)
-    second = on_machine("two", *asked)
+    second = on_machine("two", 4.0, *asked)
     _, errors = second.communicate(timeout=TIMEOUT)
     assert second.returncode == 0, errors
     before = sample_rows(root)
@@ -204,7 +204,7 @@ def test_a_living_owner_on_another_machine_is_respected(
     asked: list[str], alone: Path, root: Path, first: subprocess.Popen[str]
 ) -> None:
     """Where signs of life alone can tell, one is enough."""
-    second = on_machine("two", *asked)
+    second = on_machine("two", TIMEOUT, *asked)
     _, errors = second.communicate(timeout=TIMEOUT)
     if second.returncode:
         assert "DatasetHeldError" in errors
