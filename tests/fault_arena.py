@@ -35,8 +35,6 @@ class Case:
     """What is being written, where the step is that of every file."""
     rank: int | None = None
     """The rank that it happens to, where there are several."""
-    is_quick: bool = False
-    """Whether what a run of many processes does here is looked at by default."""
     is_stopped: bool = False
     """Whether it is continued by default after it stood still here."""
     is_retried: bool = False
@@ -68,9 +66,8 @@ class Case:
         """What happens at the step, by default or if everything is asked for."""
         stopped = (Action.SIGSTOP,) if self.is_stopped else ()
         if self.run in fault_runs.PROGRAMS:  # each of their runs takes many seconds
-            killed = (Action.SIGKILL,) if self.is_quick or os.environ.get(ALL) else ()
-            raised = (Action.RAISE,) if os.environ.get(ALL) and self.run is fault_runs.two_ranks else ()
-            return (*killed, *raised, *stopped)
+            raised = (Action.RAISE,) if self.run is fault_runs.two_ranks else ()
+            return (Action.SIGKILL, *raised, *stopped) if os.environ.get(ALL) else ()
         if os.environ.get(ALL):
             return tuple(action for action in ACTIONS if self.is_write or action is not Action.ENOSPC)
         if self.is_write:

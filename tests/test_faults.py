@@ -70,7 +70,7 @@ CASES = [
     Case(Step.BETWEEN_FSYNC_AND_RENAME, fault_runs.context_maps, fault_runs.older_samples, 3, "a sample"),
     Case(Step.WITHIN_READING, *T, 1, rank=1),
     Case(Step.BETWEEN_SAMPLES, *T, 1, rank=0),
-    Case(Step.BETWEEN_SAMPLES, *T, 1, rank=1, is_quick=True),
+    Case(Step.BETWEEN_SAMPLES, *T, 1, rank=1, is_stopped=True),
     Case(Step.BETWEEN_FSYNC_AND_RENAME, *T, 1, rank=1),
     Case(Step.BETWEEN_RENAME_AND_COMMIT, *T, 2, rank=0),
     Case(Step.WITHIN_COMMIT, *T, 1, rank=0),
