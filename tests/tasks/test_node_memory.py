@@ -138,11 +138,10 @@ def group() -> Iterator[Path]:
     pytest.skip("this machine does not let us make a control group of memory")
 
 
-def test_the_limit_of_a_real_control_group_counts(suite: MockSuite, tmp_path: Path, group: Path) -> None:
-    """In a control group of 1 GiB, the message names its file, its limit, and what of it is in use."""
-    shell = ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"]
+def refusal_of_the_first(suite: MockSuite, root: Path, *line: str) -> str:
+    """Return why the first simulation was refused in a run that made the second one."""
     done = subprocess.run(
-        [*shell, *command(*asked(suite, tmp_path))],
+        line,
         env=environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -151,8 +150,14 @@ def test_the_limit_of_a_real_control_group_counts(suite: MockSuite, tmp_path: Pa
         check=False,
     )
     assert done.returncode == 1, done.stderr
-    assert statuses(tmp_path) == {"SB35_0": "failed", "SB35_1": "complete"}
-    message = manifest_of(config_of(suite, tmp_path)).latest_simulations()["message"][0]
+    assert statuses(root) == {"SB35_0": "failed", "SB35_1": "complete"}
+    return str(manifest_of(config_of(suite, root)).latest_simulations()["message"][0])
+
+
+def test_the_limit_of_a_real_control_group_counts(suite: MockSuite, tmp_path: Path, group: Path) -> None:
+    """In a control group of 1 GiB, the message names its file, its limit, and what of it is in use."""
+    shell = ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"]
+    message = refusal_of_the_first(suite, tmp_path, *shell, *command(*asked(suite, tmp_path)))
     assert f"are there ({group}/memory." in message
     assert "1,073,741,824 bytes, of which" in message
 
@@ -165,18 +170,8 @@ def test_a_small_file_system_of_shared_memory_is_no_crash(suite: MockSuite, tmp_
     mount = "mount -t tmpfs -o size=64m tmpfs /dev/shm"
     if subprocess.run(["unshare", "--mount", "sh", "-c", mount], capture_output=True).returncode:
         pytest.skip("this machine does not let us mount a /dev/shm of our own")
-    done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh", *command(*asked(suite, tmp_path), ranks=2)],
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
-    assert done.returncode == 1, done.stderr
-    assert statuses(tmp_path) == {"SB35_0": "failed", "SB35_1": "complete"}
-    message = manifest_of(config_of(suite, tmp_path)).latest_simulations()["message"][0]
+    shell = ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh"]
+    message = refusal_of_the_first(suite, tmp_path, *shell, *command(*asked(suite, tmp_path), ranks=2))
     assert message.startswith("The ranks that make SB35_0 share 686.7")
     assert "MiB are free in /dev/shm" in message
 
