@@ -276,7 +276,7 @@ def _held(layout: DatasetLayout, mine: Claim, claim: Claim, life: Life) -> Datas
     else:
         advice = (
             "Wait until it has ended, or end it, and run this again. Runs at the same time must make different "
-            "simulations, as those of an array with --share I/N do."
+            "simulations, as those of an array (process_simulations.py --share I/N) do."
         )
         if owner.life() is Life.OUT_OF_SIGHT:
             advice += f" If that machine is gone for good, remove {_heartbeat_file(layout, claim)}."
