@@ -168,7 +168,8 @@ class Store(RuleBasedStateMachine):
     @rule(names=names, fault=disturbed(*RECORDING, *REPLACING, *REPLACING))
     def made_anew(self, names: list[str], fault: str) -> None:
         """Ask for other orientations than before, and end the run that makes the samples anew."""
-        self.settings = replace(self.settings, root_seed=ROOT_SEEDS[self.settings.root_seed == ROOT_SEEDS[0]])
+        following = ROOT_SEEDS.index(self.settings.root_seed) + 1
+        self.settings = replace(self.settings, root_seed=ROOT_SEEDS[following % len(ROOT_SEEDS)])
         self.run_again(names, True, fault)
 
     @rule(name=st.sampled_from(NAMES), refresh=st.booleans(), fault=perhaps(*MAKING))
